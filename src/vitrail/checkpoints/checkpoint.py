@@ -1,0 +1,65 @@
+"""What every weight format becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vitrail.model.vit import ViT, ViTConfig
+from vitrail.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with all that belongs to it.
+
+    Attributes:
+        weights: the model's state by name.
+        classes: one name per logit.
+        multi_label: several classes may be true at once.
+        provenance: where the weights come from and what was assumed about them, for people.
+    """
+
+    config: ViTConfig
+    weights: Mapping[str, Tensor]
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    multi_label: bool = False
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> ViT:
+        """The module with these weights, in evaluation mode."""
+        with torch.device("meta"):
+            model = ViT(self.config)
+        model.load_state_dict(dict(self.weights), strict=True, assign=True)
+        for module in model.modules():  # buffers that are computed and not stored stay behind on "meta"
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_meta:
+                    module.register_buffer(name, torch.empty_like(buffer, device="cpu"), persistent=False)
+        return model.requires_grad_(True).eval()
+
+
+class Format(Protocol):
+    """One weight format; a module of this folder."""
+
+    NAME: str
+
+    def recognises(self, path: Path) -> bool:
+        """Whether the file or folder is of this format, judged by names alone."""
+
+    def to_native(self, path: Path, **options: Any) -> Checkpoint:
+        """Reads strictly."""
+
+    def from_native(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Writes, or refuses with the reason where the format cannot hold the model."""
+
+
+def expected_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every array of a model, without allocating it."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in ViT(config).state_dict().items()}

@@ -1,0 +1,118 @@
+"""Vitrail's own model folder, in the Hugging Face layout: config.json, model.safetensors, preprocessor_config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+import vitrail
+from vitrail import configuration
+from vitrail.checkpoints.arrays import CheckpointError, SafetensorsArrays, check_names
+from vitrail.checkpoints.checkpoint import Checkpoint, expected_shapes
+from vitrail.errors import UsageError
+from vitrail.files import new_folder, read_json, write_json, write_text
+from vitrail.model.vit import ViTConfig
+from vitrail.preprocessing import Preprocessing
+
+NAME = "vitrail"
+_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers, as Hugging Face writes them
+
+
+def recognises(path: Path) -> bool:
+    if not (path / "config.json").is_file() or not (path / "model.safetensors").is_file():
+        return False
+    config = read_json(path / "config.json")
+    return isinstance(config, dict) and config.get("model_type") == "vitrail"
+
+
+def to_native(path: Path) -> Checkpoint:
+    """Reads a model folder strictly.
+
+    Raises:
+        CheckpointError: a part is missing or does not fit the others.
+    """
+    if not (path / "preprocessor_config.json").is_file():
+        raise CheckpointError("VT076", f"{path} has no preprocessor_config.json", "config, weights and preprocessing")
+    description, processor = read_json(path / "config.json"), read_json(path / "preprocessor_config.json")
+    try:
+        config = ViTConfig.from_json(description["vitrail"]["model"])
+        preprocessing = configuration.decode(Preprocessing, processor["vitrail"], {})
+        labels = {int(index): str(name) for index, name in description["id2label"].items()}
+        classes = tuple(labels[index] for index in range(config.head.classes))
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        raise CheckpointError("VT076", f"{path}: the configuration is not Vitrail's: {error}", "its own files") from error
+    arrays = SafetensorsArrays(path / "model.safetensors")
+    check_names(path / "model.safetensors", arrays.shapes, expected_shapes(config))
+    return Checkpoint(
+        config,
+        {name: arrays[name] for name in arrays},
+        preprocessing,
+        classes,
+        bool(description["vitrail"].get("multi_label", False)),
+        description["vitrail"].get("provenance", {}),
+    )
+
+
+def from_native(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes a model folder; it appears when it is whole."""
+    with new_folder(path) as folder:
+        write_files(checkpoint, folder)
+
+
+def write_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """The files of a model folder, into a folder that the caller makes appear at once."""
+    config, preprocessing = checkpoint.config, checkpoint.preprocessing
+    write_json(folder / "config.json", {
+        "model_type": "vitrail",
+        "architectures": ["ViT"],
+        "hidden_size": config.size.dim,
+        "num_hidden_layers": config.size.depth,
+        "num_attention_heads": config.size.heads,
+        "intermediate_size": config.size.hidden,
+        "image_size": list(config.image_size),
+        "id2label": {str(index): name for index, name in enumerate(checkpoint.classes)},
+        "label2id": {name: index for index, name in enumerate(checkpoint.classes)},
+        "problem_type": "multi_label_classification" if checkpoint.multi_label else "single_label_classification",
+        "vitrail": {
+            "version": vitrail.__version__,
+            "model": config.to_json(),
+            "multi_label": checkpoint.multi_label,
+            "provenance": dict(checkpoint.provenance),
+        },
+    })  # fmt: skip
+    write_json(folder / "preprocessor_config.json", {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": dict(zip(("height", "width"), preprocessing.image_size, strict=True)),
+        "resample": _RESAMPLE[preprocessing.interpolation],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+        "vitrail": dataclasses.asdict(preprocessing),
+    })  # fmt: skip
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves its temporary file's 0600
+    write_text(folder / "README.md", _card(checkpoint))
+
+
+def _card(checkpoint: Checkpoint) -> str:
+    config, provenance = checkpoint.config, checkpoint.provenance
+    facts: dict[str, Any] = {
+        "Size": f"{config.size.depth} layers, {config.size.dim} dimensions, {config.size.heads} heads",
+        "Input": f"{config.image_size[0]}x{config.image_size[1]} px, {checkpoint.preprocessing.channels} channels",
+        "Classes": f"{len(checkpoint.classes)}: {', '.join(checkpoint.classes[:10])}"
+        + (" ..." if len(checkpoint.classes) > 10 else ""),
+        **{str(key).capitalize(): value for key, value in provenance.items()},
+    }
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    return (
+        "---\nlibrary_name: vitrail\npipeline_tag: image-classification\n---\n"
+        f"# A Vision Transformer\n\n| | |\n|---|---|\n{rows}\n\n"
+        '```python\nimport vitrail\nmodel = vitrail.load("this folder")\nprint(model.predict("picture.png"))\n```\n'
+    )

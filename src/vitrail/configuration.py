@@ -1,0 +1,168 @@
+"""Frozen dataclasses <-> JSON, and changes by name (`--set a.b=c`).
+
+A value of an axis is written as {"type": NAME, ...fields}. Names become classes only here, through the one dict
+that each axis keeps in its own file; unknown keys and wrong types fail with the nearest names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from vitrail.errors import UsageError, nearest
+
+Axes = Mapping[type, Mapping[str, type]]  # abstract axis -> name -> final class
+
+
+def encode(value: Any, axes: Axes) -> Any:
+    """A configuration as plain JSON data."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: encode(getattr(value, field.name), axes) for field in dataclasses.fields(value)}
+        name = _axis_name(type(value), axes)
+        return {"type": name, **fields} if name else fields
+    if isinstance(value, (tuple, list)):
+        return [encode(item, axes) for item in value]
+    return value
+
+
+def decode(kind: Any, data: Any, axes: Axes, path: str = "") -> Any:
+    """The inverse of `encode`: JSON data to a value of `kind`.
+
+    Raises:
+        UsageError: an unknown key, a missing key or a wrong type; the message names the path and the nearest names.
+    """
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _decode_union(kind, data, axes, path)
+    if origin is typing.Literal:
+        if data not in typing.get_args(kind):
+            raise _wrong(path, data, " or ".join(map(str, typing.get_args(kind))))
+        return data
+    if origin is tuple:
+        return _decode_tuple(kind, data, axes, path)
+    if kind in axes:
+        return _decode_axis(kind, data, axes, path)
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(typing.cast(type, kind), data, axes, path)
+    return _decode_scalar(kind, data, path)
+
+
+def changed(config: Any, assignments: Mapping[str, str], axes: Axes) -> Any:
+    """`config` with dotted keys replaced by text values, as `--set schedule.warmup=0.1` asks.
+
+    A value is read as JSON where it can be (numbers, lists, true, null) and as plain text otherwise. An axis takes a
+    name alone (`model.position=none`), which sets that value with its defaults.
+    """
+    data = encode(config, axes)
+    for key, text in assignments.items():
+        place, kind = data, type(config)
+        *parents, last = key.split(".")
+        for name in parents:
+            kind = _field_type(kind, name, place, axes, key)
+            place = place[name]
+            if not isinstance(place, dict):
+                raise UsageError("VT003", f"--set {key}: {name} has no parts", "a key of the configuration")
+        kind = _field_type(kind, last, place, axes, key)
+        value = _read_text(text)
+        place[last] = {"type": value} if kind in axes and isinstance(value, str) else value
+    return decode(type(config), data, axes)
+
+
+def _field_type(kind: Any, name: str, place: dict[str, Any], axes: Axes, key: str) -> Any:
+    kind = _dataclass_of(kind)
+    if kind in axes:
+        kind = axes[kind][place["type"]]
+    hints = typing.get_type_hints(kind)
+    if name not in hints:
+        raise UsageError("VT003", f"--set {key}: there is no key {name!r}", nearest(name, hints), "vitrail train --plan")
+    return hints[name]
+
+
+def _dataclass_of(kind: Any) -> Any:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next(part for part in typing.get_args(kind) if part is not type(None))
+    return kind
+
+
+def _read_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _axis_name(kind: type, axes: Axes) -> str | None:
+    for choices in axes.values():
+        for name, choice in choices.items():
+            if choice is kind:
+                return name
+    return None
+
+
+def _decode_axis(kind: type, data: Any, axes: Axes, path: str) -> Any:
+    choices = axes[kind]
+    if not isinstance(data, dict) or "type" not in data:
+        raise _wrong(path, data, f'an object with "type": one of {", ".join(choices)}')
+    if data["type"] not in choices:
+        raise UsageError("VT003", f"{path}: unknown value {data['type']!r}", nearest(str(data["type"]), choices))
+    fields = {key: value for key, value in data.items() if key != "type"}
+    return _decode_dataclass(choices[data["type"]], fields, axes, path)
+
+
+def _decode_dataclass(kind: type, data: Any, axes: Axes, path: str) -> Any:
+    if not isinstance(data, dict):
+        raise _wrong(path, data, f"an object with the keys of {kind.__name__}")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key in data:
+        if key not in fields:
+            raise UsageError("VT003", f"{path or kind.__name__}: there is no key {key!r}", nearest(key, fields))
+    values = {key: decode(hints[key], value, axes, f"{path}.{key}".lstrip(".")) for key, value in data.items()}
+    required = [n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise UsageError("VT003", f"{path or kind.__name__}: missing {', '.join(missing)}", "every required key")
+    return kind(**values)
+
+
+def _decode_union(kind: Any, data: Any, axes: Axes, path: str) -> Any:
+    members = typing.get_args(kind)
+    if data is None and type(None) in members:
+        return None
+    failures = []
+    for member in members:
+        if member is type(None):
+            continue
+        try:
+            return decode(member, data, axes, path)
+        except UsageError as error:
+            failures.append(error)
+    raise failures[0]
+
+
+def _decode_tuple(kind: Any, data: Any, axes: Axes, path: str) -> Any:
+    arguments = typing.get_args(kind)
+    if not isinstance(data, (list, tuple)):
+        raise _wrong(path, data, "a list")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(decode(arguments[0], item, axes, f"{path}[{i}]") for i, item in enumerate(data))
+    if len(data) != len(arguments):
+        raise _wrong(path, data, f"a list of {len(arguments)}")
+    pairs = enumerate(zip(arguments, data, strict=True))
+    return tuple(decode(part, item, axes, f"{path}[{i}]") for i, (part, item) in pairs)
+
+
+def _decode_scalar(kind: Any, data: Any, path: str) -> Any:
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    # bool is a subclass of int: True must not pass for 1.
+    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
+        raise _wrong(path, data, f"a value of type {getattr(kind, '__name__', kind)}")
+    return data
+
+
+def _wrong(path: str, data: Any, expected: str) -> UsageError:
+    return UsageError("VT003", f"{path}: got {data!r} ({type(data).__name__})", expected)

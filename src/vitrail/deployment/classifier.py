@@ -1,0 +1,143 @@
+"""A loaded model: pictures in, predictions out, with the plain module inside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitrail.checkpoints.checkpoint import Checkpoint
+from vitrail.checkpoints.loading import read
+from vitrail.errors import DataError, VitrailError
+from vitrail.images import SUFFIXES, Picture, read_picture
+from vitrail.model.vit import ViT
+from vitrail.preprocessing import Preprocessing
+
+Source = str | os.PathLike[str] | bytes | Picture
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one picture.
+
+    Attributes:
+        file: where the picture came from, as it was given.
+        label, probability: the most probable class.
+        top: up to five (class, probability), most probable first.
+        labels: every class whose own probability is at least one half, for models that know several at once.
+    """
+
+    file: str
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+    labels: tuple[str, ...] | None = None
+
+
+class Classifier:
+    """A Predictor on PyTorch. `module` is the plain nn.Module: normalised float32 images to logits."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        self.checkpoint = checkpoint
+        self.device = torch.device(device)
+
+    @cached_property
+    def module(self) -> ViT:
+        return self.checkpoint.build().to(self.device)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.checkpoint.preprocessing
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.checkpoint.classes
+
+    @property
+    def multi_label(self) -> bool:
+        return self.checkpoint.multi_label
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return self.module(self._normalised(images)).float().cpu().numpy()
+
+    def represent(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return self.module.represent(self._normalised(images)).float().cpu().numpy()
+
+    def _normalised(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        return self.preprocessing.normalise(torch.from_numpy(images).to(self.device))
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Softmax over the classes, or a sigmoid each for several labels."""
+        values = logits.astype(np.float64)
+        if self.multi_label:
+            return 1 / (1 + np.exp(-values))
+        powers = np.exp(values - values.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    def predict(self, source: Source | Sequence[Source]) -> Prediction | list[Prediction]:
+        """Predicts one picture (path, bytes or uint8 array height width channels), or a list; a folder is a list.
+
+        Raises:
+            DataError: a picture that cannot be read.
+        """
+        many = isinstance(source, (list, tuple))
+        if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
+            source, many = list(pictures_below(Path(source))), True
+        answers = list(self.stream(source if many else [source]))  # type: ignore[arg-type, list-item]
+        for answer in answers:
+            if isinstance(answer, VitrailError):
+                raise answer
+        return answers if many else answers[0]  # type: ignore[return-value]
+
+    def stream(self, sources: Iterable[Source], batch: int = 32) -> Iterator[Prediction | DataError]:
+        """Answers in the order of the sources; a picture that cannot be read is answered by its error."""
+        iterator = iter(sources)
+        while chunk := list(islice(iterator, batch)):
+            pictures = [self._prepared(source) for source in chunk]
+            good = [picture for picture in pictures if not isinstance(picture, DataError)]
+            scores = iter(self.probabilities(self.logits(np.stack(good))) if good else ())
+            for source, picture in zip(chunk, pictures, strict=True):
+                yield picture if isinstance(picture, DataError) else self._prediction(source, next(scores))
+
+    def _prepared(self, source: Source) -> NDArray[np.uint8] | DataError:
+        channels = self.preprocessing.channels
+        try:
+            picture = source if isinstance(source, np.ndarray) else read_picture(source, channels)
+            if picture.ndim != 3 or picture.dtype != np.uint8 or picture.shape[2] != channels:
+                return DataError(
+                    "VT035", f"an array of shape {picture.shape} and type {picture.dtype}",
+                    f"uint8, height width {channels} channels",
+                )  # fmt: skip
+            return self.preprocessing(picture)
+        except DataError as error:
+            return error
+
+    def _prediction(self, source: Source, probabilities: NDArray[np.float64]) -> Prediction:
+        order = np.argsort(-probabilities, kind="stable")[:5]
+        top = tuple((self.classes[index], float(probabilities[index])) for index in order)
+        labels = tuple(c for c, p in zip(self.classes, probabilities, strict=True) if p >= 0.5)
+        name = "<array>" if isinstance(source, np.ndarray) else "<bytes>" if isinstance(source, bytes) else str(source)
+        return Prediction(name, *top[0], top, labels if self.multi_label else None)
+
+
+def load(
+    path: str | os.PathLike[str], image_size: tuple[int, int] | None = None, device: str = "cpu"
+) -> Classifier:
+    """Loads a run folder, a model folder or an official .npz; see `vitrail.checkpoints.loading.read`."""
+    return Classifier(read(path, image_size), device)
+
+
+def pictures_below(folder: Path) -> Iterator[Path]:
+    """Every file with a picture's suffix, in a stable order; hidden ones are left out."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path

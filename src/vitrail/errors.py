@@ -1,0 +1,67 @@
+"""What users are told when something goes wrong: what happened, what was expected, how to fix it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitrailError(Exception):
+    """An error for the user, shown without a traceback.
+
+    Args:
+        code: stable name such as "VT021", listed in docs/errors.md.
+        what: what happened, with the values.
+        expected: what was expected instead.
+        fix: what to do, preferably a command.
+    """
+
+    exit_status = 1
+
+    def __init__(self, code: str, what: str, expected: str = "", fix: str = "") -> None:
+        self.code, self.what, self.expected, self.fix = code, what, expected, fix
+        super().__init__(str(self))
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str, str]]:
+        # Errors cross process borders in data workers; the default would call __init__ with the message alone.
+        return type(self), (self.code, self.what, self.expected, self.fix)
+
+    def __str__(self) -> str:
+        lines = [f"{self.what}"]
+        if self.expected:
+            lines.append(f"expected: {self.expected}")
+        if self.fix:
+            lines.append(f"fix: {self.fix}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, str]:
+        """The same facts for `--json`."""
+        return {"code": self.code, "what": self.what, "expected": self.expected, "fix": self.fix}
+
+
+class UsageError(VitrailError):
+    """A wrong command line, key, name or argument."""
+
+    exit_status = 2
+
+
+class DataError(VitrailError):
+    """Images, labels or folders that cannot be used."""
+
+    exit_status = 3
+
+
+class Interrupted(VitrailError):
+    """Stopped by the user or the system; the same command goes on."""
+
+    exit_status = 130
+
+
+def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
+    """A hint that names the choices most like `word`, or all of them when none is alike."""
+    known = sorted(choices)
+    folded = {name.lower(): name for name in known}
+    close = [folded[name] for name in difflib.get_close_matches(word.lower(), folded, n=count, cutoff=0.5)]
+    if close:
+        return "did you mean " + " or ".join(close) + "?"
+    return "known: " + ", ".join(known)

@@ -1,0 +1,156 @@
+"""Files to pictures as a person sees them: uint8 arrays, height width channels. No torch."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vitrail.errors import DataError
+
+Picture = NDArray[np.uint8]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 512 * 2**20
+# The codecs in wide use; Pillow knows some forty more, each a door for hostile files.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def read_picture(source: str | os.PathLike[str] | bytes, channels: int = 3) -> Picture:
+    """A picture as a person sees it.
+
+    Orientation (EXIF) is applied; palettes, CMYK and 16-bit become 8-bit; transparency is laid on white; of an
+    animation the first frame is taken.
+
+    Args:
+        source: a path, or the bytes of a file.
+        channels: 3 for colour, 1 for grey.
+
+    Returns:
+        uint8, height width channels.
+
+    Raises:
+        DataError: VT050 to VT054 say whether the file is missing, empty, no picture, damaged or too large.
+    """
+    name = "the image" if isinstance(source, bytes) else str(source)
+    content = BytesIO(source) if isinstance(source, bytes) else _open_file(Path(source))
+    with content, warnings.catch_warnings():
+        # Pillow only warns of a picture that is suspiciously large; its size is checked below.
+        warnings.simplefilter("ignore")
+        image = _identified(content, name)
+        _check_size(image, name)
+        try:
+            image.load()
+            return _as_seen(image, channels)
+        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError and more
+            raise DataError("VT053", f"{name} is damaged or cut off: {error}", "a whole picture") from error
+
+
+def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) after orientation, from the header alone; raises as `read_picture` does."""
+    with _open_file(Path(path)) as content, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = _identified(content, str(path))
+        _check_size(image, str(path))
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def resized(
+    picture: Picture,
+    size: tuple[int, int],
+    interpolation: Interpolation = "bilinear",
+    box: tuple[float, float, float, float] | None = None,
+) -> Picture:
+    """`picture`, or its `box` (left, top, right, bottom), at (height, width), antialiased by Pillow."""
+    if box is None and picture.shape[:2] == size:
+        return picture
+    image = to_pillow(picture).resize((size[1], size[0]), _RESAMPLING[interpolation], box=box)
+    return from_pillow(image)
+
+
+def to_pillow(picture: Picture) -> Image.Image:
+    return Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
+
+
+def from_pillow(image: Image.Image) -> Picture:
+    array = np.asarray(image)
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def _open_file(path: Path) -> BinaryIO:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError("VT050", f"{path}: {error.strerror}", "a file that can be read") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError("VT050", f"{path} is not a file", "a picture")
+    if status.st_size == 0:
+        raise DataError("VT051", f"{path} is empty (0 bytes)", "a picture")
+    if status.st_size > MAX_BYTES:
+        raise DataError("VT054", f"{path} has {status.st_size:,} bytes", f"at most {MAX_BYTES:,} bytes")
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise DataError("VT050", f"{path}: {error.strerror}", "a file that can be read") from error
+
+
+def _identified(content: BinaryIO, name: str) -> Image.Image:
+    try:
+        return Image.open(content, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        content.seek(0)
+        start = content.read(16)
+        raise DataError(
+            "VT052", f"{name} is not a picture (it starts with {start!r})", f"one of {', '.join(_FORMATS)}"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise DataError("VT054", f"{name} is too large: {error}", f"at most {MAX_PIXELS:,} pixels") from error
+    except Exception as error:  # a hostile header may raise anything
+        raise DataError("VT053", f"{name} is damaged: {error}", "a whole picture") from error
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(
+            "VT054",
+            f"{name} has {image.width}x{image.height} = {image.width * image.height / 1e6:.0f} megapixels",
+            f"at most {MAX_PIXELS / 1e6:.0f} megapixels",
+            "make it smaller before use",
+        )
+
+
+def _as_seen(image: Image.Image, channels: int) -> Picture:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return from_pillow(image.convert("L" if channels == 1 else "RGB")).copy()
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit integers span 0..65535; floats span 0..1, or 0..255 where they exceed 1."""
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode == "F":
+        values = values * 255 if np.nanmax(values) <= 1 else values
+    else:
+        values = values / 257
+    return Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))

@@ -1,0 +1,29 @@
+"""Intervals for measured shares."""
+
+from __future__ import annotations
+
+import math
+
+_Z95 = 1.959963984540054
+
+
+def wilson_interval(hits: int, total: int, z: float = _Z95) -> tuple[float, float]:
+    """The Wilson score interval of a share (Wilson 1927), 95 % by default.
+
+    Args:
+        hits: how many of `total` were right, 0 <= hits <= total.
+        total: number of trials; zero gives the interval that knows nothing, (0, 1).
+
+    Returns:
+        Lower and upper bound in [0, 1].
+    """
+    if not 0 <= hits <= total:
+        raise ValueError(f"hits must lie between 0 and total, got {hits} of {total}")
+    if total == 0:
+        return 0.0, 1.0
+    share = hits / total
+    scale = 1 + z * z / total
+    centre = (share + z * z / (2 * total)) / scale
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale
+    # Rounding may leave 1e-17 where the bound is exactly 0 or 1.
+    return (0.0 if hits == 0 else centre - half), (1.0 if hits == total else centre + half)
