@@ -1,0 +1,168 @@
+"""From samples to batches: pictures checked and kept in memory where they fit, augmented in the order of the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from vitrail.data.order import draws, id_words, samples_of_step
+from vitrail.data.sources import Dataset
+from vitrail.data.transforms import Transform, augment
+from vitrail.errors import DataError
+from vitrail.images import Picture, resized
+from vitrail.preprocessing import Preprocessing
+
+CACHE_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an objective reads.
+
+    Attributes:
+        views: images by resolution, uint8 (or float32 after mixing) batch channels height width.
+        labels: batch classes; soft after mixing.
+        ids: stable sample names.
+        weights: 0 for a sample whose picture could not be read, else 1.
+    """
+
+    views: tuple[Tensor, ...]
+    labels: Tensor
+    ids: tuple[str, ...]
+    weights: Tensor
+
+    def part(self, start: int, stop: int) -> Batch:
+        """A micro-batch."""
+        return Batch(
+            tuple(view[start:stop] for view in self.views), self.labels[start:stop], self.ids[start:stop], self.weights[start:stop]
+        )
+
+
+@dataclass
+class Pictures:
+    """The pictures of a data set at working size: at most twice the model's input, which crops need and no more.
+
+    `passed_over` lists the pictures that were left out, with the reason. `check` decodes everything once and keeps it where it fits into memory; whether it does never changes a result.
+    """
+
+    dataset: Dataset
+    preprocessing: Preprocessing
+    cache: list[Picture | None] = field(default_factory=list)
+    bad: dict[int, DataError] = field(default_factory=dict)
+    passed_over: list[str] = field(default_factory=list)
+
+    def check(self, threads: int = 2) -> Pictures:
+        """Finds the pictures that cannot be read, and fills the cache."""
+        largest = 4 * int(np.prod(self.preprocessing.image_size)) * self.preprocessing.channels
+        keep = len(self.dataset) * largest <= CACHE_BYTES
+        with ThreadPoolExecutor(threads) as pool:
+            pictures = list(pool.map(self._checked if keep else self._verified, range(len(self.dataset))))
+        self.cache = pictures if keep else []
+        return self
+
+    def __getitem__(self, index: int) -> Picture:
+        """The picture at working size; DataError where it cannot be read."""
+        if index in self.bad:
+            raise self.bad[index]
+        if self.cache:
+            picture = self.cache[index]
+            assert picture is not None
+            return picture
+        return self._working_size(self.dataset.read(index, self.preprocessing.channels))
+
+    def without_bad(self) -> Pictures:
+        """The same pictures less those that cannot be read."""
+        good = [index for index in range(len(self.dataset)) if index not in self.bad]
+        cache = [self.cache[index] for index in good] if self.cache else []
+        listed = [f"{self.dataset.ids[index]}: {self.bad[index].what}" for index in sorted(self.bad)]
+        return Pictures(self.dataset.subset(good), self.preprocessing, cache, passed_over=listed)
+
+    def _checked(self, index: int) -> Picture | None:
+        try:
+            return self._working_size(self.dataset.read(index, self.preprocessing.channels))
+        except DataError as error:
+            self.bad[index] = error
+            return None
+
+    def _verified(self, index: int) -> None:
+        self._checked(index)
+
+    def _working_size(self, picture: Picture) -> Picture:
+        height, width = picture.shape[:2]
+        tall, wide = (2 * side for side in self.preprocessing.image_size)
+        if height <= tall and width <= wide:
+            return picture
+        return resized(picture, (min(height, tall), min(width, wide)), self.preprocessing.interpolation)
+
+
+class StepBatches(TorchDataset[Batch]):
+    """Batch number `step` of a run: a pure function of the seed and the step, whoever computes it."""
+
+    def __init__(self, pictures: Pictures, transforms: tuple[Transform, ...], seed: int, batch_size: int) -> None:
+        self.pictures, self.transforms = pictures, transforms
+        self.seed, self.batch_size = seed, batch_size
+        self.words = id_words(pictures.dataset.ids)
+        self.num_draws = sum(transform.num_draws for transform in transforms)
+
+    def __getitem__(self, step: int) -> Batch:
+        dataset, preprocessing = self.pictures.dataset, self.pictures.preprocessing
+        samples, epochs = samples_of_step(self.seed, step, self.batch_size, len(dataset))
+        luck = draws(self.seed, epochs, self.words[samples], 0, self.num_draws)
+        weights = np.ones(len(samples), dtype=np.float32)
+        shape = (len(samples), preprocessing.channels, *preprocessing.image_size)
+        images = np.full(shape, 128, dtype=np.uint8)
+        for row, sample in enumerate(samples):
+            try:
+                images[row] = augment(self.pictures[int(sample)], self.transforms, luck[row], preprocessing)
+            except DataError:  # it could be read when the run began; it counts for nothing now
+                weights[row] = 0
+        return Batch(
+            (torch.from_numpy(images),),
+            torch.from_numpy(dataset.targets[samples]),
+            tuple(dataset.ids[sample] for sample in samples),
+            torch.from_numpy(weights),
+        )
+
+
+def training_batches(batches: StepBatches, start: int, stop: int, workers: int) -> Iterator[Batch]:
+    """Batches of steps start..stop-1 in order. Workers prepare them ahead; their number changes nothing else."""
+    loader: DataLoader[Batch] = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start, stop),  # type: ignore[arg-type]
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+    )
+    return iter(loader)
+
+
+def evaluation_batches(pictures: Pictures, size: int = 250) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """Images as the model evaluates them, uint8 batch channels height width, with their indices."""
+    for start in range(0, len(pictures.dataset), size):
+        indices = np.arange(start, min(start + size, len(pictures.dataset)))
+        yield np.stack([pictures.preprocessing(pictures[int(index)]) for index in indices]), indices
+
+
+def readable(pictures: Pictures, max_bad_share: float, what: str) -> Pictures:
+    """The pictures that can be read; refuses where more than `max_bad_share` cannot.
+
+    Raises:
+        DataError: VT019 with the first bad files and their reasons.
+    """
+    bad, total = len(pictures.bad), len(pictures.dataset)
+    if bad > max_bad_share * total:
+        first = "\n  ".join(error.what for error in list(pictures.bad.values())[:10])
+        raise DataError(
+            "VT019", f"{bad} of {total} {what} pictures cannot be read:\n  {first}",
+            f"at most {max_bad_share:.1%} bad files, which are skipped and listed",
+            f"repair or remove them, or allow more: --set data.max_bad_share={min(1.0, bad / total + 0.01):.2f}",
+        )  # fmt: skip
+    return pictures.without_bad() if bad else pictures

@@ -1,0 +1,193 @@
+"""Where images and labels come from: a folder, a CSV, the built-in sets. A sample has a stable id, classes have names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrail.data import fashion
+from vitrail.data.tables import Row, read_csv, rows_of_folder
+from vitrail.errors import DataError, nearest
+from vitrail.images import Picture, read_picture
+
+BUILT_IN = ("fashion-mini", "fashion-mnist")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The samples of one split.
+
+    Attributes:
+        ids: a stable name per sample (the path below the source, or a number).
+        targets: one row per sample and one column per class: 1 where the class is true.
+        read: index and number of channels to a picture; raises DataError where it cannot.
+    """
+
+    ids: tuple[str, ...]
+    targets: NDArray[np.float32]
+    read: Callable[[int, int], Picture]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
+        chosen = np.asarray(indices, dtype=np.int64)
+        read = self.read
+        return Dataset(
+            tuple(self.ids[index] for index in chosen), self.targets[chosen], lambda i, channels: read(int(chosen[i]), channels)
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images with labels, in splits named train, val and test.
+
+    Attributes:
+        name: what the user typed.
+        classes: sorted names; a label is the index of its name.
+        multi_label: several classes, or none, may be true of an image.
+        origin: how each split came about, for people: "folder train/", "10 % of train, seed 0".
+        fingerprint: changes when a file is added, removed, renamed, relabelled or changes its size.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, Dataset]
+    multi_label: bool = False
+    origin: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def split(self, name: str) -> Dataset:
+        if name not in self.splits:
+            raise DataError("VT010", f"{self.name} has no split {name!r}", f"one of {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images per split and class."""
+        return {
+            name: {c: int(n) for c, n in zip(self.classes, split.targets.sum(axis=0), strict=True)}
+            for name, split in self.splits.items()
+        }
+
+
+def open_source(text: str, seed: int = 0) -> Source:
+    """A source by name or path, with all three splits; what is missing is held out, stratified, by `seed`.
+
+    Args:
+        text: a folder, a .csv file, "fashion-mini", "fashion-mnist" or "fashion-mnist:FOLDER".
+        seed: decides which samples are held out; the same for the same files.
+    """
+    if text.split(":")[0] in BUILT_IN:
+        name, _, folder = text.partition(":")
+        arrays = fashion.mini() if name == "fashion-mini" else fashion.full(Path(folder) if folder else None)
+        return with_held_out(_from_arrays(text, fashion.CLASSES, arrays), seed)
+    path = Path(text)
+    if not path.exists():
+        raise DataError(
+            "VT011", f"{text} does not exist", "a folder of images, a .csv file, or " + " or ".join(BUILT_IN),
+            nearest(text, BUILT_IN),
+        )  # fmt: skip
+    rows = read_csv(path) if path.is_file() else rows_of_folder(path)
+    return with_held_out(from_rows(text, rows), seed)
+
+
+def from_rows(name: str, rows: Sequence[Row], multi_label: bool | None = None) -> Source:
+    """A source from (path, labels, split); classes are matched by name, so that no split can shift another's."""
+    if not rows:
+        raise DataError("VT012", f"{name} has no images", "at least two classes with images in them")
+    multi = any(len(row.labels) != 1 for row in rows) if multi_label is None else multi_label
+    classes = tuple(sorted({label for row in rows for label in row.labels}))
+    if len(classes) < (1 if multi else 2):
+        raise DataError(
+            "VT013", f"{name} has one class only: {', '.join(classes)}", "at least two classes",
+            "put the images of each class into a folder of its own",
+        )  # fmt: skip
+    position = {label: index for index, label in enumerate(classes)}
+    splits, origin = {}, {}
+    for split in ("train", "val", "test"):
+        members = [row for row in rows if row.split == split or (row.split is None and split == "train")]
+        if members:
+            splits[split] = _of_files(members, position)
+            origin[split] = "given" if members[0].split else "all that was not held out"
+    _check_train(name, classes, splits)
+    facts = sorted(f"{row.id}\t{';'.join(row.labels)}\t{row.split}\t{row.path.stat().st_size}" for row in rows)
+    digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    return Source(name, classes, splits, multi, origin, digest)
+
+
+def with_held_out(source: Source, seed: int) -> Source:
+    """Adds what is missing of val and test by holding out a stratified tenth of train (at most 2,000) for each.
+
+    Where a test split is given but no val, only val is held out, and the other way round.
+    """
+    splits, origin = dict(source.splits), dict(source.origin)
+    for name in ("test", "val"):
+        if name in splits or (name == "test" and "val" in splits):
+            continue
+        train = splits["train"]
+        share = min(0.1, 2000 / len(train)) if "test" in source.splits or name == "val" else 0.1
+        held, kept = stratified(train, share, seed, name)
+        splits["train"], splits[name] = train.subset(kept), train.subset(held)
+        origin[name] = f"{len(held)} held out of train, stratified, seed {seed}"
+    if "test" not in splits:
+        splits["test"], origin["test"] = splits["val"], "the same images as val; there is no other test split"
+    ordered = {name: splits[name] for name in ("train", "val", "test")}
+    return Source(source.name, source.classes, ordered, source.multi_label, origin, source.fingerprint)
+
+
+def stratified(dataset: Dataset, share: float, seed: int, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices (held, kept). The choice hangs on each sample's id alone, so that new files do not move old ones."""
+    keys = [hashlib.blake2b(f"{seed}/{name}/{i}".encode(), digest_size=8).digest() for i in dataset.ids]
+    groups: dict[bytes, list[int]] = {}
+    for index, target in enumerate(dataset.targets):
+        groups.setdefault(target.tobytes(), []).append(index)
+    held: list[int] = []
+    for members in groups.values():
+        count = max(1, round(share * len(members))) if len(members) > 1 else 0
+        held += sorted(members, key=lambda index: keys[index])[:count]
+    mask = np.zeros(len(dataset), dtype=bool)
+    mask[held] = True
+    return np.flatnonzero(mask), np.flatnonzero(~mask)
+
+
+def _of_files(rows: Sequence[Row], position: Mapping[str, int]) -> Dataset:
+    targets = np.zeros((len(rows), len(position)), dtype=np.float32)
+    for index, row in enumerate(rows):
+        targets[index, [position[label] for label in row.labels]] = 1
+    paths = [row.path for row in rows]
+    return Dataset(tuple(row.id for row in rows), targets, lambda index, channels: read_picture(paths[index], channels))
+
+
+def _from_arrays(name: str, classes: Sequence[str], arrays: Mapping[str, fashion.Split]) -> Source:
+    def dataset(split: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Dataset:
+        def read(index: int, channels: int) -> Picture:
+            return np.repeat(images[index][:, :, None], channels, axis=2)
+
+        return Dataset(tuple(f"{split}/{i:05d}" for i in range(len(labels))), np.eye(len(classes), dtype=np.float32)[labels], read)
+
+    splits = {split: dataset(split, *pair) for split, pair in arrays.items()}
+    digest = hashlib.sha256(b"".join(images.tobytes() + labels.tobytes() for images, labels in arrays.values()))
+    return Source(name, tuple(classes), splits, origin=dict.fromkeys(splits, "given"), fingerprint=digest.hexdigest())
+
+
+def _check_train(name: str, classes: Iterable[str], splits: Mapping[str, Dataset]) -> None:
+    if "train" not in splits:
+        raise DataError("VT014", f"{name} has no training images", "a split called train, or no splits at all")
+    counts = splits["train"].targets.sum(axis=0)
+    if lacking := [label for label, count in zip(classes, counts, strict=True) if count == 0]:
+        raise DataError(
+            "VT015", f"{name}: train has no image of {', '.join(lacking[:10])}, which other splits have",
+            "every class among the training images",
+        )  # fmt: skip
+
+
+def most_common(dataset: Dataset) -> tuple[int, int]:
+    """Index and count of the most frequent class."""
+    counts = Counter(dict(enumerate(dataset.targets.sum(axis=0).astype(int).tolist())))
+    return counts.most_common(1)[0]

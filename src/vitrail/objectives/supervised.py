@@ -1,0 +1,59 @@
+"""Images with known classes to a loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.data.batches import Batch
+from vitrail.model.vit import ViT
+from vitrail.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Step:
+    """A loss to minimise, summed over the samples so that micro-batches add up, and metrics as tensors."""
+
+    loss: Float[Tensor, ""]
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Softmax cross-entropy where one class is true, sigmoid where several may be.
+
+    Attributes:
+        label_smoothing: this share of the target is spread over all classes (softmax only).
+    """
+
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    label_smoothing: float = 0.0
+
+    def build(self, backbone: ViT, preprocessing: Preprocessing) -> SupervisedObjective:
+        return SupervisedObjective(self, backbone, preprocessing)
+
+
+class SupervisedObjective(nn.Module):
+    """softmax: -sum_c target_c log softmax(logits)_c.  sigmoid: sum_c of the binary cross-entropy of class c."""
+
+    def __init__(self, config: Supervised, backbone: ViT, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.config, self.backbone, self.preprocessing = config, backbone, preprocessing
+
+    def forward(self, batch: Batch) -> Step:
+        logits = self.backbone(self.preprocessing.normalise(batch.views[0])).float()
+        targets, smoothing = batch.labels, self.config.label_smoothing
+        if self.config.loss == "softmax":
+            targets = targets * (1 - smoothing) + smoothing / targets.shape[1]
+            losses = -(targets * F.log_softmax(logits, dim=1)).sum(dim=1)
+        else:
+            losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+        hits = (logits.argmax(dim=1) == batch.labels.argmax(dim=1)).float()
+        return Step((losses * batch.weights).sum(), {"top1": (hits * batch.weights).sum().detach()})
+
+    def after_step(self) -> None:
+        """Nothing moves along with the weights."""

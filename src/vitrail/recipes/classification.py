@@ -1,0 +1,134 @@
+"""Recipes: functions that return a complete Run. Each docstring gives the command, the cost and the expected number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from vitrail.checkpoints.loading import read
+from vitrail.data.sources import Source
+from vitrail.data.transforms import Flip, RandomResizedCrop, Shift, Transform
+from vitrail.model.block import Block
+from vitrail.model.heads import LinearHead
+from vitrail.model.pools import GlobalAverage
+from vitrail.model.positions import Learned1D
+from vitrail.model.sizes import named
+from vitrail.model.tokenizers import LinearPatches
+from vitrail.model.vit import Size, ViTConfig
+from vitrail.objectives.supervised import Supervised
+from vitrail.preprocessing import Preprocessing
+from vitrail.recipes.look import Look, look
+from vitrail.recipes.run import Augmentation, Data, Run
+from vitrail.training.loop import Training
+from vitrail.training.optimizer import SGD
+from vitrail.training.schedule import Cosine
+
+
+def from_scratch(source: Source, model: str | None = None, image_size: tuple[int, int] | None = None) -> Run:
+    """Random weights, any folder of images: what `vitrail train FOLDER` does.
+
+    The pictures decide: small ones keep their size, larger ones are read at 64 px; the mirror is used where it does not
+    turn one class into another; the number of epochs gives every data set about the same work.
+    """
+    seen = look(source.split("train"))
+    config, size_why = _small_model(source, seen, image_size) if model is None else _named(source, seen, model, image_size)
+    flips = (Flip(),) if seen.mirror_is_safe else ()
+    mirror = (
+        f"mirror {'on' if flips else 'off'}: nearest neighbours know {seen.upright:.0%} of the pictures upright, "
+        f"{seen.mirrored:.0%} mirrored"
+    )
+    crops: tuple[Transform, ...] = (Shift(),) if config.image_size[0] <= 32 else (RandomResizedCrop(),)
+    epochs = float(min(300, max(10, round(EXAMPLES / seen.count))))
+    return Run(
+        recipe="from-scratch",
+        data=Data(source.name),
+        model=config,
+        preprocessing=_preprocessing(seen, config.image_size),
+        augmentation=Augmentation((*crops, *flips)),
+        objective=_objective(source),
+        training=Training(epochs=epochs),
+        why=(size_why, mirror, f"{epochs:.0f} epochs: about {EXAMPLES:,} examples, between 10 and 300 epochs"),
+    )
+
+
+EXAMPLES = 400_000
+
+
+def demo(source: Source, model: str | None = None, image_size: tuple[int, int] | None = None) -> Run:
+    """The built-in fashion-mini, 10,000 grey images of 28 px.
+
+    vitrail demo: DEMO_NUMBERS
+    """
+    return replace(from_scratch(source, model, image_size), recipe="demo")
+
+
+def fashion_mnist(source: Source, model: str | None = None, image_size: tuple[int, int] | None = None) -> Run:
+    """All 60,000 training images of Fashion-MNIST.
+
+    vitrail train fashion-mnist --recipe fashion-mnist: FASHION_NUMBERS
+    """
+    base = from_scratch(source, model, image_size)
+    return replace(base, recipe="fashion-mnist")
+
+
+def fine_tune(source: Source, weights: str, image_size: tuple[int, int] | None = None) -> Run:
+    """From a checkpoint to one's own images, as the paper does it (section 4.1): SGD, momentum 0.9, no decay, clip 1.
+
+    vitrail train FOLDER --weights CHECKPOINT: the learning rate, 0.03 for a batch of 512, is scaled to the batch of 64.
+    """
+    checkpoint = read(weights, None)
+    size = image_size or checkpoint.config.image_size
+    config = replace(checkpoint.config, image_size=size, head=LinearHead(len(source.classes)))
+    seen = look(source.split("train"))
+    flips = (Flip(),) if seen.mirror_is_safe else ()
+    return Run(
+        recipe="fine-tune",
+        data=Data(source.name),
+        model=config,
+        preprocessing=replace(checkpoint.preprocessing, image_size=size),
+        augmentation=Augmentation((RandomResizedCrop(min_area=0.25), *flips)),
+        objective=_objective(source),
+        optimizer=SGD(lr=0.03 * 64 / 512),
+        schedule=Cosine(warmup=0.05),
+        training=Training(epochs=float(min(100, max(3, round(EXAMPLES / 20 / seen.count)))), evaluations=5),
+        weights=weights,
+        why=(f"weights of {checkpoint.provenance.get('format', weights)}, new head, positions resampled to {config.grid}",),
+    )
+
+
+RECIPES: dict[str, Callable[..., Run]] = {
+    "from-scratch": from_scratch,
+    "demo": demo,
+    "fashion-mnist": fashion_mnist,
+}
+
+
+def _small_model(source: Source, seen: Look, image_size: tuple[int, int] | None) -> tuple[ViTConfig, str]:
+    """A small ViT with some 16 to 64 patches, whose cost per image is about the same for every picture size."""
+    side = image_size or ((seen.side, seen.side) if seen.side <= 32 else (64, 64))
+    patch = 2 if max(side) <= 12 else 4 if max(side) <= 20 else 7 if max(side) <= 28 else 8
+    side = tuple(max(patch, round(length / patch) * patch) for length in side)  # type: ignore[assignment]
+    config = ViTConfig(
+        size=Size(96, 4, 3, 192),
+        tokenizer=LinearPatches((patch, patch), seen.channels),
+        position=Learned1D(),
+        block=Block(),
+        pool=GlobalAverage(),
+        head=LinearHead(len(source.classes)),
+        image_size=side,
+    )
+    return config, f"{side[0]}x{side[1]} px, because the pictures' shorter side is {seen.side} px (median)"
+
+
+def _named(source: Source, seen: Look, model: str, image_size: tuple[int, int] | None) -> tuple[ViTConfig, str]:
+    config = named(model, len(source.classes), image_size or (224, 224), seen.channels)
+    return config, f"{model} as asked"
+
+
+def _preprocessing(seen: Look, image_size: tuple[int, int]) -> Preprocessing:
+    return Preprocessing(image_size=image_size, channels=seen.channels, mean=seen.mean, std=seen.std)
+
+
+def _objective(source: Source) -> Supervised:
+    return Supervised("sigmoid") if source.multi_label else Supervised("softmax", label_smoothing=0.1)
+

@@ -1,0 +1,239 @@
+"""From a run to a run folder: open the data, check the folder, train, judge the best weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitrail.checkpoints.adapt import adapt
+from vitrail.checkpoints.checkpoint import Checkpoint
+from vitrail.checkpoints.loading import read
+from vitrail.checkpoints.native import write_files
+from vitrail.data.batches import Pictures, StepBatches, readable
+from vitrail.data.sources import Source, open_source
+from vitrail.data.tables import csv_text
+from vitrail.deployment.classifier import Classifier
+from vitrail.errors import UsageError, nearest
+from vitrail.evaluation.accuracy import Accuracy
+from vitrail.files import read_json
+from vitrail.model.vit import ViT, build
+from vitrail.recipes.classification import RECIPES, fine_tune
+from vitrail.recipes.judge import Result, judge, read_result
+from vitrail.recipes.run import Run, differences
+from vitrail.training.folder import locked, write_beginning
+from vitrail.training.loop import Parts, Trainer
+from vitrail.training.progress import Progress
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What may differ from one computer to the next. Only `threads` can change the last bits of a result on a CPU."""
+
+    device: str = "auto"
+    workers: int = 0
+    threads: int = field(default_factory=lambda: torch.get_num_threads())
+
+    @property
+    def torch_device(self) -> str:
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command says of a run. Everything that is None is chosen by the recipe."""
+
+    recipe: str | None = None
+    model: str | None = None
+    weights: str | None = None
+    image_size: tuple[int, int] | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def plan_run(data: str, asked: Asked = Asked()) -> tuple[Source, Run]:
+    """The source and the complete run that a command means; nothing is written."""
+    source = open_source(data)
+    if asked.weights is not None:
+        run = fine_tune(source, asked.weights, asked.image_size)
+    else:
+        name = asked.recipe or "from-scratch"
+        if name not in RECIPES:
+            raise UsageError("VT005", f"there is no recipe {name!r}", nearest(name, RECIPES))
+        run = RECIPES[name](source, asked.model, asked.image_size)
+    run = run.changed(dict(asked.settings))
+    if run.data.split_seed != 0:
+        source = open_source(data, run.data.split_seed)
+    return source, run
+
+
+def train(
+    data: str,
+    out: str | os.PathLike[str] | None = None,
+    asked: Asked = Asked(),
+    machine: Machine = Machine(),
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Result:
+    """Trains, or goes on, or says that it is done.
+
+    Args:
+        data: a folder, a CSV file or a built-in name.
+        out: the run folder; by default runs/DATA-MODEL-DATE.
+        overwrite: starts over where the folder holds another run.
+
+    Raises:
+        UsageError: VT021, the folder holds a run of another command; the message shows the difference.
+        VitrailError: everything that can go wrong with data, disk and numbers.
+    """
+    source, run = plan_run(data, asked)
+    folder = Path(out) if out is not None else default_folder(source, run)
+    with locked(folder):
+        if overwrite:
+            _empty(folder)
+        threads = _compare(folder, source, run)
+        if (done := read_result(folder)) is not None:
+            return replace(done, already=True)
+        torch.set_num_threads(threads or machine.threads)
+        pictures = checked_pictures(source, run)
+        if threads is None:
+            write_beginning(folder, _config(run, machine), _data_facts(source, pictures), _split(source))
+        trainer = _trainer(run, source, pictures, machine, folder, quiet)
+        trainer.fit()
+        return judge(folder, run, source, pictures)
+
+
+def default_folder(source: Source, run: Run) -> Path:
+    """runs/DATA-MODEL-DATE; an unfinished or finished run of the same configuration is found again on later days."""
+    size = run.model.size
+    stem = f"{Path(source.name).stem.replace(':', '-') or 'data'}-vit{size.dim}x{size.depth}"
+    for folder in sorted(Path("runs").glob(f"{stem}-????-??-??"), reverse=True):
+        if (folder / "config.json").is_file() and not _changes(folder, source, run):
+            return folder
+    return Path("runs") / f"{stem}-{date.today().isoformat()}"
+
+
+def checked_pictures(source: Source, run: Run) -> dict[str, Pictures]:
+    """The splits with their unreadable pictures left out; refuses where there are too many."""
+    checked: dict[str, Pictures] = {}
+    for name, dataset in source.splits.items():
+        if name == "test" and dataset is source.splits["val"]:
+            checked[name] = checked["val"]
+            continue
+        pictures = Pictures(dataset, run.preprocessing).check(threads=min(4, os.cpu_count() or 1))
+        checked[name] = readable(pictures, run.data.max_bad_share, name)
+    return checked
+
+
+def initial_model(run: Run, source: Source) -> ViT:
+    """Random weights of the seed, or the checkpoint adapted to the task."""
+    if run.weights is None:
+        return build(run.model, run.training.seed)
+    adapted = adapt(read(run.weights), source.classes, run.model.image_size)
+    return replace(adapted, config=run.model).build()
+
+
+def _trainer(
+    run: Run, source: Source, pictures: dict[str, Pictures], machine: Machine, folder: Path, quiet: bool
+) -> Trainer:
+    device = machine.torch_device
+    model = initial_model(run, source).to(device)
+    objective = run.objective.build(model, run.preprocessing)
+    predictor = Classifier(_checkpoint(run, source, model), device)
+    predictor.__dict__["module"] = model  # the very module that is trained, not a copy
+    evaluator = Accuracy("val", pictures["val"])
+    total = run.training.steps(len(pictures["train"].dataset))
+    parts = Parts(
+        objective=objective,
+        optimizers=run.optimizer.build(model),
+        schedule=run.schedule,
+        batches=StepBatches(pictures["train"], run.augmentation.transforms, run.training.seed, run.training.batch_size),
+        evaluate=lambda: dict(evaluator.run(predictor)),
+        write_model=lambda place: write_files(_checkpoint(run, source, model), place),
+        mixing=run.augmentation.mixup,
+        device=device,
+        workers=machine.workers,
+        max_bad_share=run.data.max_bad_share,
+    )
+    progress = Progress(folder, total, run.training.batch_size, len(pictures["train"].dataset), quiet)
+    return Trainer(parts, run.training, folder, progress)
+
+
+def _checkpoint(run: Run, source: Source, model: ViT) -> Checkpoint:
+    provenance = {"recipe": run.recipe, "data": source.name, "data fingerprint": source.fingerprint}
+    return Checkpoint(run.model, model.state_dict(), run.preprocessing, source.classes, source.multi_label, provenance)
+
+
+def _config(run: Run, machine: Machine) -> dict[str, Any]:
+    return {
+        "run": run.to_json(),
+        "why": list(run.why),
+        "machine": {"device": machine.torch_device, "workers": machine.workers, "threads": machine.threads},
+    }
+
+
+def _data_facts(source: Source, pictures: Mapping[str, Pictures]) -> dict[str, Any]:
+    return {
+        "source": source.name,
+        "fingerprint": source.fingerprint,
+        "classes": list(source.classes),
+        "multi_label": source.multi_label,
+        "counts": source.counts(),
+        "origin": dict(source.origin),
+        "bad_files": {name: split.passed_over for name, split in pictures.items() if split.passed_over},
+    }
+
+
+def _split(source: Source) -> str:
+    rows = []
+    for name, dataset in source.splits.items():
+        if name == "test" and dataset is source.splits["val"]:
+            continue
+        for identity, target in zip(dataset.ids, dataset.targets, strict=True):
+            rows.append((identity, ";".join(source.classes[index] for index in target.nonzero()[0]), name))
+    return csv_text(rows)
+
+
+def _changes(folder: Path, source: Source, run: Run) -> list[tuple[str, Any, Any]]:
+    """How this command differs from the one that made the folder."""
+    old = read_json(folder / "config.json")["run"]
+    new = run.to_json()
+    for value in (old, new):
+        value.pop("why", None)
+    found = differences(old, new)
+    before = read_json(folder / "data.json")
+    if before["fingerprint"] != source.fingerprint:
+        now = {name: sum(counts.values()) for name, counts in source.counts().items()}
+        then = {name: sum(counts.values()) for name, counts in before["counts"].items()}
+        found.append(("the images", then if then != now else before["fingerprint"][:12], now if then != now else source.fingerprint[:12]))
+    return found
+
+
+def _compare(folder: Path, source: Source, run: Run) -> int | None:
+    """The number of threads of the run that is there; None where there is none."""
+    if not (folder / "config.json").is_file():
+        return None
+    if changes := _changes(folder, source, run):
+        lines = "\n".join(f"  {key}: it was {old!r}, you asked {new!r}" for key, old, new in changes[:12])
+        raise UsageError(
+            "VT021", f"{folder} holds the run of another command\n{lines}", "the same command, which goes on or says it is done",
+            "keep both: add --out runs/OTHER    start over: add --overwrite",
+        )  # fmt: skip
+    return int(read_json(folder / "config.json")["machine"]["threads"])
+
+
+def _empty(folder: Path) -> None:
+    """Removes an earlier run, and nothing that is not one."""
+    contents = [path for path in folder.iterdir() if path.name != ".lock"]
+    if contents and not (folder / "config.json").is_file():
+        raise UsageError("VT023", f"{folder} is not a run folder; it is left alone", "a folder that `vitrail train` made")
+    for path in contents:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+

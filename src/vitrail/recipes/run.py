@@ -1,0 +1,100 @@
+"""A complete run as one frozen value; a variant is `dataclasses.replace` of another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitrail import configuration
+from vitrail.data.transforms import TRANSFORMS, Mixup, Transform
+from vitrail.errors import UsageError
+from vitrail.model.vit import AXES as MODEL_AXES
+from vitrail.model.vit import ViTConfig
+from vitrail.objectives.supervised import Supervised
+from vitrail.preprocessing import Preprocessing
+from vitrail.training.loop import Training
+from vitrail.training.optimizer import OPTIMIZERS, Muon, Optimizer
+from vitrail.training.schedule import SCHEDULES, Cosine, Schedule
+
+AXES: configuration.Axes = {**MODEL_AXES, Transform: TRANSFORMS, Optimizer: OPTIMIZERS, Schedule: SCHEDULES}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images.
+
+    Attributes:
+        source: a folder, a CSV file or a built-in name.
+        split_seed: decides which images are held out where the source has no split of its own.
+        max_bad_share: this share of unreadable pictures is skipped and listed; more stop the run.
+    """
+
+    source: str
+    split_seed: int = 0
+    max_bad_share: float = 0.05
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to training images, in order, and how whole batches are mixed."""
+
+    transforms: tuple[Transform, ...] = ()
+    mixup: Mixup | None = None
+
+    def __post_init__(self) -> None:
+        if any(transform.resizes for transform in self.transforms[1:]):
+            raise UsageError("VT003", "a transform that resizes must come first", "random-resized-crop before the others")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides what comes out, apart from the machine.
+
+    Attributes:
+        recipe: the name of the function that made it.
+        weights: the checkpoint that training starts from; None for random weights.
+        why: reasons of the automatic choices, for people.
+    """
+
+    recipe: str
+    data: Data
+    model: ViTConfig
+    preprocessing: Preprocessing
+    augmentation: Augmentation = Augmentation()
+    objective: Supervised = Supervised()
+    optimizer: Optimizer = Muon()
+    schedule: Schedule = Cosine()
+    training: Training = Training()
+    weights: str | None = None
+    why: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.model.image_size != self.preprocessing.image_size:
+            raise UsageError(
+                "VT003", f"the model reads {self.model.image_size}, the preprocessing makes {self.preprocessing.image_size}",
+                "the same size", "--image-size sets both",
+            )  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        return configuration.encode(self, AXES)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Run:
+        return configuration.decode(cls, data, AXES)
+
+    def changed(self, assignments: dict[str, str]) -> Run:
+        """With `--set` keys replaced."""
+        return configuration.changed(self, assignments, AXES)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, old, new) for every value that differs."""
+    found = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        name = f"{path}{key}"
+        first, second = old.get(key), new.get(key)
+        if isinstance(first, dict) and isinstance(second, dict):
+            found += differences(first, second, f"{name}.")
+        elif first != second:
+            found.append((name, first, second))
+    return found

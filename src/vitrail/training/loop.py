@@ -1,0 +1,261 @@
+"""The training loop: batches in, better weights out, a state that can always go on."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vitrail.data.batches import Batch, StepBatches, training_batches
+from vitrail.data.order import step_seed
+from vitrail.data.transforms import Mixup
+from vitrail.errors import DataError, Interrupted, VitrailError
+from vitrail.objectives.supervised import SupervisedObjective
+from vitrail.training import state
+from vitrail.training.optimizer import set_factor
+from vitrail.training.progress import Progress, peak_memory_bytes
+from vitrail.training.samples import save_sheet
+from vitrail.training.schedule import Schedule
+
+SAVE_SECONDS = 120.0
+LOG_EVERY = 20
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and in which portions.
+
+    Attributes:
+        epochs: passes over the training images; need not be whole.
+        batch_size: images per update; `micro_batch` divides it where memory is short (gradient accumulation).
+        clip: largest global norm of the gradient; None for no limit.
+        evaluations: how many times the validation split is looked at, the end included.
+        precision: bfloat16 computes the matrix products in half the bytes; weights stay float32.
+    """
+
+    epochs: float = 30.0
+    batch_size: int = 64
+    micro_batch: int | None = None
+    clip: float | None = 1.0
+    evaluations: int = 10
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+    def steps(self, count: int) -> int:
+        """Number of updates for `count` training images."""
+        return max(1, math.ceil(self.epochs * count / self.batch_size))
+
+
+@dataclass
+class Parts:
+    """What a recipe hands to the loop. The loop knows no protocol: `evaluate` returns named numbers, the first decides."""
+
+    objective: SupervisedObjective
+    optimizers: list[torch.optim.Optimizer]
+    schedule: Schedule
+    batches: StepBatches
+    evaluate: Callable[[], dict[str, float]]
+    write_model: Callable[[Path], None]
+    mixing: Mixup | None = None
+    device: str = "cpu"
+    workers: int = 0
+    max_bad_share: float = 0.05
+
+
+@dataclass
+class Trainer:
+    """One run in one folder."""
+
+    parts: Parts
+    settings: Training
+    folder: Path
+    progress: Progress
+    step: int = 0
+    best: float = -math.inf
+    facts: dict[str, Any] = field(default_factory=dict)
+    skipped: int = 0
+    saved: Path | None = None
+
+    @property
+    def total(self) -> int:
+        return self.settings.steps(len(self.parts.batches.pictures.dataset))
+
+    def fit(self) -> None:
+        """Runs to the end, or until it is stopped.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM; the state is saved, the same command goes on.
+            VitrailError: VT080, the loss or the gradient is not a number; the last saved state is good.
+        """
+        self._resume()
+        with _stop_requests() as stopping, self.progress:
+            saved_at = time.monotonic()
+            for batch in self._timed(training_batches(self.parts.batches, self.step, self.total, self.parts.workers)):
+                if self.step == 0:
+                    self._save_first(batch)
+                self._update(batch)
+                if self._evaluation_due():
+                    self._evaluate()
+                    saved_at = self._save()
+                elif time.monotonic() - saved_at > SAVE_SECONDS:
+                    saved_at = self._save()
+                if stopping and self.step < self.total:
+                    self._save()
+                    raise Interrupted(
+                        "VT081", f"stopped at step {self.step} of {self.total}; everything is saved in {self.folder}",
+                        fix="the same command goes on from here",
+                    )  # fmt: skip
+
+    def _update(self, batch: Batch) -> None:
+        settings, parts = self.settings, self.parts
+        batch = self._prepared(batch)
+        torch.manual_seed(step_seed(settings.seed, self.step, "dropout"))
+        parts.objective.train()
+        count = len(batch.ids)
+        size = settings.micro_batch or count
+        weight = batch.weights.sum().clamp(min=1)
+        loss = torch.zeros((), device=parts.device)
+        metrics: dict[str, torch.Tensor] = {}
+        for start in range(0, count, size):
+            device_type = torch.device(parts.device).type
+            with torch.autocast(device_type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                result = parts.objective(batch.part(start, start + size))
+            (result.loss / weight).backward()
+            loss += result.loss.detach() / weight
+            for name, value in result.metrics.items():
+                metrics[name] = metrics.get(name, 0) + value / weight
+        norm = torch.nn.utils.clip_grad_norm_(parts.objective.parameters(), settings.clip or math.inf)
+        if not math.isfinite(float(loss) + float(norm)):
+            raise self._not_a_number(batch, float(loss), float(norm))
+        rate = set_factor(parts.optimizers, parts.schedule.factor(self.step, self.total))
+        for optimizer in parts.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        parts.objective.after_step()
+        self.step += 1
+        facts = {"train/loss": float(loss), "lr": rate, **{f"train/{k}": float(v) for k, v in metrics.items()}}
+        self._count_skipped(batch)
+        self.progress.update(self.step, facts, len(batch.ids))
+        if self.step % LOG_EVERY == 0 or self.step == self.total:
+            self._log({**facts, **self.progress.rates()})
+
+    def _prepared(self, batch: Batch) -> Batch:
+        """On the device, and mixed: partners come from the whole batch, before it is divided."""
+        device = self.parts.device
+        views, labels = tuple(view.to(device) for view in batch.views), batch.labels.to(device)
+        if self.parts.mixing is not None:
+            seed = step_seed(self.settings.seed, self.step, "mixing")
+            images, labels = self.parts.mixing(views[0].float(), labels, seed)
+            views = (images,)
+        return Batch(views, labels, batch.ids, batch.weights.to(device))
+
+    def _evaluation_due(self) -> bool:
+        """Evenly spread over the run, the end included."""
+        done = self.step * self.settings.evaluations // self.total
+        return done > (self.step - 1) * self.settings.evaluations // self.total or self.step == self.total
+
+    def _evaluate(self) -> None:
+        self.parts.objective.eval()
+        self.facts = self.parts.evaluate()
+        self._log({name: value for name, value in self.facts.items() if math.isfinite(value)})
+        self.progress.evaluated(self.step, self.facts)
+
+    def _save(self) -> float:
+        score = next(iter(self.facts.values()), -math.inf)
+        better = score > self.best
+        self.best = max(self.best, score)
+        tensors = {f"model.{name}": tensor for name, tensor in self.parts.objective.backbone.state_dict().items()}
+        tensors |= state.optimizer_tensors(self.parts.optimizers)
+        log = self.folder / "metrics.jsonl"
+        facts = {
+            "best": self.best if math.isfinite(self.best) else None, "facts": self.facts, "skipped": self.skipped,
+            "log_length": log.stat().st_size if log.exists() else 0,
+        }  # fmt: skip
+        new = state.State(self.step, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, facts)
+        self.saved = state.save(self.folder / "checkpoints", new, self.parts.write_model, better)
+        self.progress.saved(self.step, self.total)
+        return time.monotonic()
+
+    def _resume(self) -> None:
+        """Takes up the newest whole state, says why newer ones were passed over, and cuts the log back to it."""
+        checkpoints = self.folder / "checkpoints"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        state.sweep(checkpoints)
+        found, passed = state.load(checkpoints)
+        for line in passed:
+            self.progress.note(line)
+        state.cut_back(self.folder / "metrics.jsonl", int(found.facts["log_length"]) if found else 0)
+        if found is None:
+            return
+        model = {n.removeprefix("model."): t for n, t in found.tensors.items() if n.startswith("model.")}
+        self.parts.objective.backbone.load_state_dict(model)
+        state.restore_optimizers(self.parts.optimizers, found.tensors)
+        self.step, self.facts, self.skipped = found.step, found.facts["facts"], int(found.facts["skipped"])
+        self.best = -math.inf if found.facts["best"] is None else found.facts["best"]
+        self.progress.resumed(self.step, self.total)
+
+    def _save_first(self, batch: Batch) -> None:
+        save_sheet(batch, self.folder / "samples" / "train_batch.png")
+
+    def _count_skipped(self, batch: Batch) -> None:
+        lost = int((batch.weights == 0).sum())
+        self.skipped += lost
+        if lost and self.skipped > self.parts.max_bad_share * self.settings.batch_size * self.step + 8:
+            names = [i for i, weight in zip(batch.ids, batch.weights.tolist(), strict=True) if weight == 0]
+            raise DataError(
+                "VT020", f"{self.skipped} pictures could not be read during training, the last ones {', '.join(names[:5])}",
+                "pictures that stay where they are", "put them back; the same command goes on",
+            )  # fmt: skip
+
+    def _not_a_number(self, batch: Batch, loss: float, norm: float) -> VitrailError:
+        good = f"the state of {self.saved.name} is good" if self.saved else "no state was saved yet"
+        return VitrailError(
+            "VT080", f"step {self.step}: the loss is {loss}, the gradient's norm {norm}; the weights were not changed, {good}",
+            "finite numbers; the images were " + ", ".join(batch.ids[:8]) + (", ..." if len(batch.ids) > 8 else ""),
+            "a smaller learning rate (--lr), --set training.precision=float32, or a look at these images",
+        )  # fmt: skip
+
+    def _log(self, facts: dict[str, float]) -> None:
+        memory = peak_memory_bytes()
+        record = {"step": self.step, "epoch": round(self._epoch(), 4), **facts, "memory": memory}
+        state.append_line(self.folder / "metrics.jsonl", record)
+
+    def _epoch(self) -> float:
+        return self.step * self.settings.batch_size / len(self.parts.batches.pictures.dataset)
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.progress.waited(time.monotonic() - start)
+            yield batch
+
+
+@contextmanager
+def _stop_requests(signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[list[int]]:
+    """A list that is filled by the first request to stop; the second one stops at once."""
+    asked: list[int] = []
+
+    def on_request(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    try:
+        before = [(number, signal.signal(number, on_request)) for number in signals]
+    except ValueError:  # not in the main thread, where signals cannot be caught
+        before = []
+    try:
+        yield asked
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)

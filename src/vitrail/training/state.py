@@ -1,0 +1,146 @@
+"""Saved states: a folder per step that is a model folder too, with hashes of all its files; the newest whole one is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vitrail.errors import VitrailError
+from vitrail.files import new_folder, read_json, write_json, write_text
+
+MANIFEST = "MANIFEST.json"
+KEEP = 2
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run needs to go on: tensors of model and optimizers, and plain facts (step, best, log position)."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
+def save(folder: Path, state: State, write_model: Callable[[Path], None], best: bool) -> Path:
+    """Writes `folder`/step-N, then points `latest`, and `best` where it is the best, at it; older states go last.
+
+    Args:
+        folder: the run's `checkpoints`.
+        write_model: puts the files of the model folder into the new folder.
+    """
+    target = folder / f"step-{state.step}"
+    with new_folder(target) as place:
+        write_model(place)
+        save_file(dict(state.tensors), str(place / "training.safetensors"))
+        (place / "training.safetensors").chmod(0o644)
+        write_json(place / "training.json", {"step": state.step, **state.facts})
+        sizes = {file.name: {"size": file.stat().st_size, "sha256": digest(file)} for file in sorted(place.iterdir())}
+        write_json(place / MANIFEST, sizes)
+    write_text(folder / "latest", f"step-{state.step}\n")
+    if best or not (folder / "best").exists():
+        write_text(folder / "best", f"step-{state.step}\n")
+    _prune(folder)
+    return target
+
+
+def load(folder: Path) -> tuple[State | None, list[str]]:
+    """The newest whole state, or None, and why newer ones were passed over."""
+    passed = []
+    for place in _steps(folder):
+        problem = damage(place)
+        if problem is None:
+            facts = read_json(place / "training.json")
+            return State(int(facts["step"]), load_file(str(place / "training.safetensors")), facts), passed
+        passed.append(f"{place.name} is not used: {problem}")
+    return None, passed
+
+
+def damage(place: Path) -> str | None:
+    """What is wrong with a saved state; None when every file has the size and hash of the manifest."""
+    if not (place / MANIFEST).is_file():
+        return f"{MANIFEST} is missing"
+    try:
+        manifest = read_json(place / MANIFEST)
+        for name, facts in manifest.items():
+            file = place / Path(name).name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != facts["size"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {facts['size']}"
+            if digest(file) != facts["sha256"]:
+                return f"{name} has changed since it was written"
+    except (VitrailError, KeyError, TypeError, AttributeError, OSError) as error:
+        return f"{MANIFEST} cannot be used: {error}"
+    required = {"training.safetensors", "training.json", "model.safetensors", "config.json"}
+    return None if required <= set(manifest) else f"{MANIFEST} does not list {', '.join(sorted(required - set(manifest)))}"
+
+
+def digest(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a killed run left unfinished."""
+    for litter in folder.glob(".*.tmp"):
+        shutil.rmtree(litter) if litter.is_dir() else litter.unlink(missing_ok=True)
+
+
+def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimizers' buffers by optimizer, parameter number and name."""
+    found = {}
+    for index, optimizer in enumerate(optimizers):
+        for parameter, buffers in optimizer.state_dict()["state"].items():
+            for name, value in buffers.items():
+                if value is None:  # SGD before its first update
+                    continue
+                found[f"optimizer.{index}.{parameter}.{name}"] = torch.as_tensor(value).contiguous()
+    return found
+
+
+def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`, into freshly built optimizers."""
+    for index, optimizer in enumerate(optimizers):
+        described = optimizer.state_dict()
+        described["state"] = {}
+        for name, value in tensors.items():
+            kind, owner, parameter, buffer = name.split(".", 3) if name.startswith("optimizer.") else ("", "", "", "")
+            if kind and int(owner) == index:
+                described["state"].setdefault(int(parameter), {})[buffer] = value
+        optimizer.load_state_dict(described)
+
+
+def _steps(folder: Path) -> Iterator[Path]:
+    numbered = [(int(p.name[5:]), p) for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdecimal()]
+    yield from (place for _, place in sorted(numbered, reverse=True))
+
+
+def _prune(folder: Path) -> None:
+    """Keeps the newest states and the best one."""
+    best = (folder / "best").read_text().strip()
+    for place in list(_steps(folder))[KEEP:]:
+        if place.name != best:
+            shutil.rmtree(place)
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> int:
+    """Appends one JSON line; returns the file's new length."""
+    with open(path, "ab") as file:
+        file.write((json.dumps(record, allow_nan=False) + "\n").encode())
+        return file.tell()
+
+
+def cut_back(path: Path, length: int) -> None:
+    """Removes the lines that were written after a saved state."""
+    if path.exists() and path.stat().st_size > length:
+        with open(path, "r+b") as file:
+            file.truncate(length)
