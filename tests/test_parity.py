@@ -91,7 +91,10 @@ def test_resizing_on_the_fly_equals_baking(parity, parity_path):
     arrays, model = parity("h_posembed_strong.io"), load(parity_path, "a_token_strong")
     with torch.no_grad():
         np.testing.assert_allclose(
-            model(images_of(arrays, "images_6x6")), model.at((96, 96))(images_of(arrays, "images_6x6")), rtol=0, atol=1e-6
+            model(images_of(arrays, "images_6x6")),
+            model.at((96, 96))(images_of(arrays, "images_6x6")),
+            rtol=0,
+            atol=1e-6,
         )
 
 

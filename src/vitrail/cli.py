@@ -1,33 +1,263 @@
-"""The verbs. Each parses, calls one function of the package and prints; torch is imported only where a verb needs it."""
+"""The verbs. Each parses, calls one function of the package and prints; torch is imported only where a verb needs it.
+
+Results go to stdout, progress and errors to stderr. Exit status: 0 ok, 1 failed, 2 usage, 3 data, 130 interrupted.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
 
 from vitrail import __version__
+from vitrail.errors import UsageError, VitrailError, nearest
 
-app = cyclopts.App(name="vitrail", help="The whole life of the Vision Transformer.", version=__version__)
-Flag = Parameter(negative="")
+app = cyclopts.App(
+    name="vitrail",
+    help="Vision Transformers from a folder of images to a model at work.\n\nFirst steps: vitrail demo, vitrail doctor.",
+    version=__version__,
+    help_format="markdown",
+)
+data_app = cyclopts.App(name="data", help="Get data sets.")
+app.command(data_app)
+
+Flag = Annotated[bool, Parameter(negative="")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of text.")]
+Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", help="Print no progress.")]
+Plan = Annotated[
+    bool, Parameter(name="--plan", negative="", help="Show what would happen and what it costs; write nothing.")
+]
+Out = Annotated[Path | None, Parameter(help="The run folder.")]
+Device = Annotated[str, Parameter(help="auto, cpu or cuda.")]
+Sets = Annotated[list[str], Parameter(name="--set", negative="", help="KEY=VALUE, any key of the plan; repeatable.")]
+Size = Annotated[str | None, Parameter(name="--image-size", help="Pixels: 224, or HEIGHTxWIDTH.")]
 
 
 @app.command
-def models(*, image_size: int = 224) -> None:
-    """List the models with their tokens, parameters, FLOPs and activation memory.
+def demo(
+    *,
+    out: Out = None,
+    seed: int = 0,
+    plan: Plan = False,
+    overwrite: Flag = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Train a small Vision Transformer on the built-in images (about three minutes on two cores).
 
     Parameters
     ----------
-    image_size: side of the image in pixels.
+    seed: initial weights and the order of the images.
+    overwrite: start over where the folder holds another run.
     """
-    from vitrail.model.sizes import NAMES, cost, named
+    from vitrail.commands.training import run_training
+    from vitrail.recipes.execute import Asked, Machine
 
-    for name in NAMES:
-        config = named(name, image_size=(image_size, image_size))
-        print(name, cost(config))
+    asked = Asked(recipe="demo", settings={"training.seed": str(seed)})
+    where = out or Path("runs/demo")
+    return run_training("fashion-mini", where, asked, Machine(), plan, overwrite, json_, quiet)
 
 
-def main() -> None:
-    """Entry point of the command `vitrail`."""
-    app(sys.argv[1:])
+@app.command
+def train(
+    data: str,
+    /,
+    *,
+    out: Out = None,
+    recipe: str | None = None,
+    model: str | None = None,
+    weights: str | None = None,
+    image_size: Size = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    device: Device = "auto",
+    set_: Sets = [],  # noqa: B006  cyclopts copies it
+    plan: Plan = False,
+    overwrite: Flag = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Train on a folder of images, a CSV file or a built-in set. The same command again goes on.
+
+    Parameters
+    ----------
+    data: folder (one folder per class, or train/val/test above), .csv with path,label[,split], fashion-mini, fashion-mnist.
+    recipe: from-scratch (default), fashion-mnist, demo.
+    model: a name of `vitrail models`; default: chosen by the pictures' size.
+    weights: start from this checkpoint (run folder, model folder or official .npz).
+    lr: learning rate of the recipe's optimizer.
+    seed: initial weights and the order of the images.
+    workers: processes that prepare images; never changes the result.
+    overwrite: start over where the folder holds another run.
+    """
+    from vitrail.commands.training import run_training
+    from vitrail.recipes.execute import Asked, Machine
+
+    settings = {"training.seed": str(seed), **_assignments(set_)}
+    for key, value in (("training.epochs", epochs), ("training.batch_size", batch_size), ("optimizer.lr", lr)):
+        if value is not None:
+            settings[key] = str(value)
+    asked = Asked(recipe, model, weights, parse_size(image_size), settings)
+    machine = Machine(device=device, workers=workers)
+    return run_training(data, out, asked, machine, plan, overwrite, json_, quiet)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Path, /, *, data: str | None = None, split: str = "test", image_size: Size = None, out: Out = None,
+    device: Device = "auto", json_: Json = False,
+) -> int:  # fmt: skip
+    """Measure a model: top-1, top-5, interval, baselines, predictions.csv.
+
+    Parameters
+    ----------
+    model: run folder, model folder or official .npz.
+    data: folder, CSV file or built-in set; default: the data the run was trained on.
+    split: train, val or test.
+    out: where eval/SPLIT is written; default: the run folder, else nowhere.
+    """
+    from vitrail.commands.evaluation import run_evaluation
+
+    return run_evaluation(model, data, split, parse_size(image_size), out, device, json_)
+
+
+@app.command
+def predict(
+    model: Path, files: Annotated[list[str], Parameter(negative="")] = [], /, *, image_size: Size = None,  # noqa: B006
+    top: int = 1, device: Device = "auto", json_: Json = False,
+) -> int:  # fmt: skip
+    """Predict pictures: files, folders, patterns such as "new/*.png", or - for standard input. One line per picture.
+
+    Parameters
+    ----------
+    model: run folder, model folder or official .npz.
+    files: what to predict; - reads one picture, or a list of paths, one a line, from standard input.
+    top: how many classes to print per picture, at most 5.
+    """
+    from vitrail.commands.evaluation import run_prediction
+
+    return run_prediction(model, files or ["-"], parse_size(image_size), top, device, json_)
+
+
+@app.command
+def models(*, image_size: Size = None, json_: Json = False) -> int:
+    """List the models with their tokens, parameters, FLOPs and activation memory."""
+    from vitrail.commands.information import run_models
+
+    return run_models(parse_size(image_size), json_)
+
+
+@app.command
+def doctor(*, json_: Json = False) -> int:
+    """Check this computer: versions, processor, speed, known traps."""
+    from vitrail.commands.information import run_doctor
+
+    return run_doctor(json_)
+
+
+@data_app.command
+def fetch(name: str, /, *, out: Out = None, origin: str | None = None) -> int:
+    """Download a data set. This is the only verb that uses the network.
+
+    Parameters
+    ----------
+    name: fashion-mnist.
+    out: folder to put it in; default: ~/.cache/vitrail/fashion-mnist.
+    origin: another address to fetch from; the files are checked all the same.
+    """
+    from vitrail.data import fashion
+
+    if name != "fashion-mnist":
+        raise UsageError("VT006", f"there is nothing to fetch called {name!r}", nearest(name, ["fashion-mnist"]))
+    folder = fashion.fetch(out, origin or fashion.ORIGIN)
+    print(f"{folder}\nnext  vitrail train fashion-mnist{f':{folder}' if out else ''} --recipe fashion-mnist --plan")
+    return 0
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """ "224" or "224x320" to (height, width)."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and 0 < int(part) <= 16384 for part in parts):
+        raise UsageError("VT002", f"--image-size {text}", "pixels such as 224, or HEIGHTxWIDTH such as 224x320")
+    return int(parts[0]), int(parts[-1])
+
+
+def _assignments(texts: list[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError("VT002", f"--set {text}", "KEY=VALUE, e.g. --set training.clip=0.5")
+        pairs[key] = value
+    return pairs
+
+
+def _usage_error(error: cyclopts.CycloptsError) -> UsageError:
+    """The parser's complaint in the words of the house, with the nearest verb or flag."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    chain = [name for name in (error.command_chain or ()) if name]
+    verb = " ".join(["vitrail", *chain])
+    unknown: str | None = None
+    if isinstance(error, cyclopts.UnknownOptionError) and error.token is not None:
+        unknown = error.token.keyword or error.token.value
+    if isinstance(error, (cyclopts.UnknownCommandError, cyclopts.UnusedCliTokensError)) and error.unused_tokens:
+        unknown = error.unused_tokens[0]
+    if unknown and not chain:
+        return UsageError("VT001", f"there is no verb {unknown!r}", nearest(unknown, verbs()), "vitrail --help")
+    if unknown:
+        command: Any = app
+        for name in chain:
+            command = command[name]
+        flags = [flag for argument in command.assemble_argument_collection() for flag in argument.names]
+        return UsageError("VT002", f"{verb} does not know {unknown!r}", nearest(unknown, flags), f"{verb} --help")
+    return UsageError("VT002", text, "", f"{verb} --help")
+
+
+def verbs() -> list[str]:
+    return [name for name in app if not name.startswith("-")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command `vitrail`: runs a verb and turns errors into a message and an exit status."""
+    # The parent may have closed the pipe (| head); the default traceback helps no one.
+    sys.exit(_guarded(lambda: _call(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _call(arguments: list[str]) -> int:
+    if not arguments:
+        arguments = ["--help"]
+    try:
+        answer = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.CycloptsError as error:
+        raise _usage_error(error) from None
+    return answer if isinstance(answer, int) else 0
+
+
+def _guarded(call: Callable[[], int]) -> int:
+    try:
+        status = call()
+        sys.stdout.flush()
+        return status
+    except VitrailError as error:
+        if "--json" in sys.argv:
+            import json
+
+            print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+        print(f"error[{error.code}] {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("stopped; nothing after the last saved state is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -78,7 +78,9 @@ def _field_type(kind: Any, name: str, place: dict[str, Any], axes: Axes, key: st
         kind = axes[kind][place["type"]]
     hints = typing.get_type_hints(kind)
     if name not in hints:
-        raise UsageError("VT003", f"--set {key}: there is no key {name!r}", nearest(name, hints), "vitrail train --plan")
+        raise UsageError(
+            "VT003", f"--set {key}: there is no key {name!r}", nearest(name, hints), "vitrail train --plan"
+        )
     return hints[name]
 
 

@@ -29,7 +29,8 @@ class VitrailError(Exception):
     def __str__(self) -> str:
         lines = [f"{self.what}"]
         if self.expected:
-            lines.append(f"expected: {self.expected}")
+            is_hint = self.expected.startswith(("did you mean", "known: "))
+            lines.append(self.expected if is_hint else f"expected: {self.expected}")
         if self.fix:
             lines.append(f"fix: {self.fix}")
         return "\n".join(lines)

@@ -37,7 +37,9 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
             raise DataError(
-                "VT034", f"mean {self.mean} and std {self.std} for {self.channels} channels", "one positive std a channel"
+                "VT034",
+                f"mean {self.mean} and std {self.std} for {self.channels} channels",
+                "one positive std a channel",
             )
 
     def __call__(self, picture: Picture) -> NDArray[np.uint8]:
@@ -58,7 +60,7 @@ class Preprocessing:
         if isinstance(images, np.ndarray):
             scale = (1 / (255 * np.asarray(self.std, dtype=np.float64))).astype(np.float32)
             shift = (np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
-            return images.astype(np.float32) * scale[:, None, None] - shift[:, None, None]  # type: ignore[return-value]
+            return images.astype(np.float32) * scale[:, None, None] - shift[:, None, None]
         tensor: Any = images
         values = tensor.float()
         scale = values.new_tensor([1 / (255 * value) for value in self.std])

@@ -60,7 +60,9 @@ class NpzArrays(Mapping[str, NDArray[Any]]):
             raise ValueError("an array of Python objects")
         size = math.prod(shape) * dtype.itemsize
         if size != self._members[name].file_size - start or math.prod(shape) > MAX_ELEMENTS:
-            raise ValueError(f"the header says {shape} {dtype}, the file has {self._members[name].file_size - start} bytes")
+            raise ValueError(
+                f"the header says {shape} {dtype}, the file has {self._members[name].file_size - start} bytes"
+            )
         self.shapes[name], self._dtypes[name] = shape, dtype
 
     def __getitem__(self, name: str) -> NDArray[Any]:

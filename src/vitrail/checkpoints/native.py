@@ -43,7 +43,9 @@ def to_native(path: Path) -> Checkpoint:
         labels = {int(index): str(name) for index, name in description["id2label"].items()}
         classes = tuple(labels[index] for index in range(config.head.classes))
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-        raise CheckpointError("VT076", f"{path}: the configuration is not Vitrail's: {error}", "its own files") from error
+        raise CheckpointError(
+            "VT076", f"{path}: the configuration is not Vitrail's: {error}", "its own files"
+        ) from error
     arrays = SafetensorsArrays(path / "model.safetensors")
     check_names(path / "model.safetensors", arrays.shapes, expected_shapes(config))
     return Checkpoint(

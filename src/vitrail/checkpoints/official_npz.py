@@ -156,9 +156,7 @@ def _infer(path: Path, shapes: Mapping[str, tuple[int, ...]], image_size: tuple[
     )
 
 
-def _grid(
-    path: Path, positions: int, patch: tuple[int, int], image_size: tuple[int, int] | None
-) -> tuple[int, int]:
+def _grid(path: Path, positions: int, patch: tuple[int, int], image_size: tuple[int, int] | None) -> tuple[int, int]:
     if image_size is not None:
         grid = LinearPatches(patch).grid(image_size)
         if grid[0] * grid[1] == positions:
@@ -236,9 +234,7 @@ def _block_entries(layer: int, size: Size) -> Iterator[Entry]:
     yield from _dense(native + "mlp.contract", official + "MlpBlock_3/Dense_1", size.hidden, dim)
 
 
-def _same(
-    native: str, official: str, shape: tuple[int, ...], join: Callable[[Tensor], Tensor] = lambda t: t
-) -> Entry:
+def _same(native: str, official: str, shape: tuple[int, ...], join: Callable[[Tensor], Tensor] = lambda t: t) -> Entry:
     return Entry(native, ((official, shape),), join, lambda t: (t,))
 
 
@@ -250,4 +246,3 @@ def _norm(native: str, official: str, dim: int) -> Iterator[Entry]:
 def _dense(native: str, official: str, inputs: int, outputs: int) -> Iterator[Entry]:
     yield Entry(f"{native}.weight", ((f"{official}/kernel", (inputs, outputs)),), lambda t: t.T, lambda t: (t.T,))
     yield _same(f"{native}.bias", f"{official}/bias", (outputs,))
-

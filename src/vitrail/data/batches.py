@@ -42,7 +42,10 @@ class Batch:
     def part(self, start: int, stop: int) -> Batch:
         """A micro-batch."""
         return Batch(
-            tuple(view[start:stop] for view in self.views), self.labels[start:stop], self.ids[start:stop], self.weights[start:stop]
+            tuple(view[start:stop] for view in self.views),
+            self.labels[start:stop],
+            self.ids[start:stop],
+            self.weights[start:stop],
         )
 
 
@@ -50,7 +53,8 @@ class Batch:
 class Pictures:
     """The pictures of a data set at working size: at most twice the model's input, which crops need and no more.
 
-    `passed_over` lists the pictures that were left out, with the reason. `check` decodes everything once and keeps it where it fits into memory; whether it does never changes a result.
+    `passed_over` lists the pictures that were left out, with the reason.
+    `check` decodes everything once and keeps it where it fits into memory; whether it does never changes a result.
     """
 
     dataset: Dataset
@@ -137,7 +141,7 @@ def training_batches(batches: StepBatches, start: int, stop: int, workers: int) 
     loader: DataLoader[Batch] = DataLoader(
         batches,
         batch_size=None,
-        sampler=range(start, stop),  # type: ignore[arg-type]
+        sampler=range(start, stop),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
     )

@@ -28,7 +28,10 @@ ORIGIN = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 MINI_SHA256 = "5cabdfc75fe566964af6f089f7a1d9913554ae66af004aac96c38a5d8d2bc248"
 # Name -> (SHA-256 of the official .gz file, array shape).
 OFFICIAL = {
-    "train-images-idx3-ubyte.gz": ("b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7", (60_000, 28, 28)),
+    "train-images-idx3-ubyte.gz": (
+        "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+        (60_000, 28, 28),
+    ),
     "train-labels-idx1-ubyte.gz": ("0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056", (60_000,)),
     "t10k-images-idx3-ubyte.gz": ("cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa", (10_000, 28, 28)),
     "t10k-labels-idx1-ubyte.gz": ("8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05", (10_000,)),
@@ -43,7 +46,9 @@ def mini() -> dict[str, Split]:
     if hashlib.sha256(content).hexdigest() != MINI_SHA256:
         raise DataError("VT055", "the built-in fashion-mini.npz is damaged", "its own SHA-256", "install Vitrail again")
     with np.load(BytesIO(content), allow_pickle=False) as arrays:
-        return {name: (arrays[f"{name}_images"], arrays[f"{name}_labels"].astype(np.int64)) for name in ("train", "test")}
+        return {
+            name: (arrays[f"{name}_images"], arrays[f"{name}_labels"].astype(np.int64)) for name in ("train", "test")
+        }
 
 
 def full(folder: Path | None = None) -> dict[str, Split]:
@@ -86,14 +91,14 @@ def fetch(target: Path | None = None, origin: str = ORIGIN) -> Path:
 
 def draw_mini(splits: dict[str, Split]) -> bytes:
     """The bytes of fashion-mini.npz: per class the first of a seeded permutation of the official sets."""
-    arrays = {}
+    arrays: dict[str, NDArray[np.uint8]] = {}
     for name, per_class in (("train", 1000), ("test", 200)):
         images, labels = splits[name]
         order = np.random.Generator(np.random.PCG64(2010_11929)).permutation(len(labels))
         chosen = np.sort(np.concatenate([order[labels[order] == label][:per_class] for label in range(len(CLASSES))]))
         arrays |= {f"{name}_images": images[chosen], f"{name}_labels": labels[chosen].astype(np.uint8)}
     buffer = BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 

@@ -40,7 +40,9 @@ class Dataset:
         chosen = np.asarray(indices, dtype=np.int64)
         read = self.read
         return Dataset(
-            tuple(self.ids[index] for index in chosen), self.targets[chosen], lambda i, channels: read(int(chosen[i]), channels)
+            tuple(self.ids[index] for index in chosen),
+            self.targets[chosen],
+            lambda i, channels: read(int(chosen[i]), channels),
         )
 
 
@@ -169,7 +171,9 @@ def _from_arrays(name: str, classes: Sequence[str], arrays: Mapping[str, fashion
         def read(index: int, channels: int) -> Picture:
             return np.repeat(images[index][:, :, None], channels, axis=2)
 
-        return Dataset(tuple(f"{split}/{i:05d}" for i in range(len(labels))), np.eye(len(classes), dtype=np.float32)[labels], read)
+        return Dataset(
+            tuple(f"{split}/{i:05d}" for i in range(len(labels))), np.eye(len(classes), dtype=np.float32)[labels], read
+        )
 
     splits = {split: dataset(split, *pair) for split, pair in arrays.items()}
     digest = hashlib.sha256(b"".join(images.tobytes() + labels.tobytes() for images, labels in arrays.values()))

@@ -32,7 +32,9 @@ class Row:
 def rows_of_folder(root: Path) -> list[Row]:
     """A folder of class folders, or of split folders (train, val, test and their usual other names) of class folders."""
     folders = _visible_folders(root)
-    split_folders = {folder: SPLIT_NAMES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_NAMES}
+    split_folders = {
+        folder: SPLIT_NAMES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_NAMES
+    }
     if "train" in split_folders.values():
         rows = [row for folder, split in split_folders.items() for row in _rows_of_classes(root, folder, split)]
     else:
@@ -40,7 +42,9 @@ def rows_of_folder(root: Path) -> list[Row]:
     if rows:
         return rows
     loose = sum(1 for path in root.iterdir() if path.suffix.lower() in SUFFIXES)
-    found = f"{loose} loose pictures and no class folders" if loose else f"{len(folders)} folders and no pictures in them"
+    found = (
+        f"{loose} loose pictures and no class folders" if loose else f"{len(folders)} folders and no pictures in them"
+    )
     raise DataError(
         "VT012", f"{root} has {found}", "one folder per class with pictures in it, e.g. cats/1.jpg, dogs/1.jpg",
         "sort the pictures into folders, or list them in a CSV with the columns path,label",
@@ -66,7 +70,9 @@ def read_csv(path: Path) -> list[Row]:
                     )  # fmt: skip
             rows = [_row(path, record) for record in _bounded(reader)]
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise DataError("VT016", f"{path} cannot be read as CSV: {error}", "text in UTF-8 with the columns path,label") from error
+        raise DataError(
+            "VT016", f"{path} cannot be read as CSV: {error}", "text in UTF-8 with the columns path,label"
+        ) from error
     if missing := [row.id for row in rows if not row.path.is_file()]:
         raise DataError(
             "VT017", f"{path} names {len(missing)} files that are not there: {', '.join(missing[:5])}",

@@ -129,9 +129,7 @@ class Classifier:
         return Prediction(name, *top[0], top, labels if self.multi_label else None)
 
 
-def load(
-    path: str | os.PathLike[str], image_size: tuple[int, int] | None = None, device: str = "cpu"
-) -> Classifier:
+def load(path: str | os.PathLike[str], image_size: tuple[int, int] | None = None, device: str = "cpu") -> Classifier:
     """Loads a run folder, a model folder or an official .npz; see `vitrail.checkpoints.loading.read`."""
     return Classifier(read(path, image_size), device)
 

@@ -83,7 +83,9 @@ def outcome(predictor: Predictor, pictures: Pictures) -> Outcome:
     dataset = pictures.dataset
     logits = [predictor.logits(images) for images, _ in evaluation_batches(pictures)]
     empty = np.zeros((0, len(predictor.classes)), dtype=np.float32)
-    return Outcome(dataset.ids, np.concatenate([empty, *logits]), dataset.targets, predictor.classes, predictor.multi_label)
+    return Outcome(
+        dataset.ids, np.concatenate([empty, *logits]), dataset.targets, predictor.classes, predictor.multi_label
+    )
 
 
 def write_predictions(found: Outcome, path: Path) -> None:
@@ -98,7 +100,9 @@ def write_predictions(found: Outcome, path: Path) -> None:
         label = ";".join(found.classes[index] for index in true)
         best = int(order[row, 0])
         rank = int(places[0]) + 1 if len(places) else ""
-        writer.writerow((name, label, found.classes[best], f"{probabilities[row, best]:.6f}", f"{losses[row]:.6f}", rank))
+        writer.writerow(
+            (name, label, found.classes[best], f"{probabilities[row, best]:.6f}", f"{losses[row]:.6f}", rank)
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text.getvalue())
 

@@ -31,7 +31,9 @@ def majority(train: Pictures, test: Pictures) -> Baseline:
     """Always the class that is most common in training."""
     index, _ = most_common(train.dataset)
     hits, total = int(test.dataset.targets[:, index].sum()), len(test.dataset)
-    return Baseline("majority class", hits / max(1, total), wilson_interval(hits, total), "the most common training class")
+    return Baseline(
+        "majority class", hits / max(1, total), wilson_interval(hits, total), "the most common training class"
+    )
 
 
 def nearest_pixels(train: Pictures, val: Pictures, test: Pictures) -> Baseline:

@@ -37,7 +37,10 @@ class Capture:
         _check_indices("heads", heads, model.config.size.heads)
         chosen = range(depth) if layers is None else sorted({layer % depth for layer in layers})
         self.modules = [
-            module for layer in chosen for module in model.blocks[layer].modules() if isinstance(module, MultiHeadAttention)
+            module
+            for layer in chosen
+            for module in model.blocks[layer].modules()
+            if isinstance(module, MultiHeadAttention)
         ]
         if not self.modules:
             raise UsageError("VT040", "these layers have no attention to capture", "layers that mix by attention")

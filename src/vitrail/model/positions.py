@@ -150,6 +150,7 @@ class Added(PositionModule):
 
     def at(self, grid: Grid) -> None:
         for table in self.tables:
+            assert isinstance(table, Table)
             table.at(grid)
 
 
@@ -239,7 +240,9 @@ class RelativeKeys(PositionModule):
             return None
         keys = self.keys[layer if self.inject == "every-layer" else 0]
         places = tokens.grid[0] * tokens.grid[1]
-        keys = rearrange(resample_line(rearrange(keys, "h o d -> o (h d)"), 2 * places - 1), "o (h d) -> h o d", h=len(keys))
+        keys = rearrange(
+            resample_line(rearrange(keys, "h o d -> o (h d)"), 2 * places - 1), "o (h d) -> h o d", h=len(keys)
+        )
         scores = torch.einsum("bhqd,hod->bhqo", queries[:, :, tokens.prefix :], keys.to(queries.dtype))
         scores = scores * queries.shape[-1] ** -0.5  # scaled like the product it is added to
         place = torch.arange(places, device=queries.device)[None] if tokens.kept is None else tokens.kept

@@ -25,8 +25,8 @@ SIZES = {
 # The two largest have no class token and a MAP head; their patch positions are added alone.
 _MAP_SIZES = ("g", "G")
 
-NAMES = (
-    "ViT-Ti/16 ViT-S/32 ViT-S/16 ViT-B/32 ViT-B/16 ViT-B/8 ViT-L/32 ViT-L/16 ViT-H/14 ViT-g/14 ViT-G/14".split()
+NAMES = tuple(
+    f"ViT-{name}" for name in ("Ti/16", "S/32", "S/16", "B/32", "B/16", "B/8", "L/32", "L/16", "H/14", "g/14", "G/14")
 )
 
 

@@ -31,7 +31,9 @@ def from_scratch(source: Source, model: str | None = None, image_size: tuple[int
     turn one class into another; the number of epochs gives every data set about the same work.
     """
     seen = look(source.split("train"))
-    config, size_why = _small_model(source, seen, image_size) if model is None else _named(source, seen, model, image_size)
+    config, size_why = (
+        _small_model(source, seen, image_size) if model is None else _named(source, seen, model, image_size)
+    )
     flips = (Flip(),) if seen.mirror_is_safe else ()
     mirror = (
         f"mirror {'on' if flips else 'off'}: nearest neighbours know {seen.upright:.0%} of the pictures upright, "
@@ -92,7 +94,9 @@ def fine_tune(source: Source, weights: str, image_size: tuple[int, int] | None =
         schedule=Cosine(warmup=0.05),
         training=Training(epochs=float(min(100, max(3, round(EXAMPLES / 20 / seen.count)))), evaluations=5),
         weights=weights,
-        why=(f"weights of {checkpoint.provenance.get('format', weights)}, new head, positions resampled to {config.grid}",),
+        why=(
+            f"weights of {checkpoint.provenance.get('format', weights)}, new head, positions resampled to {config.grid}",
+        ),
     )
 
 
@@ -131,4 +135,3 @@ def _preprocessing(seen: Look, image_size: tuple[int, int]) -> Preprocessing:
 
 def _objective(source: Source) -> Supervised:
     return Supervised("sigmoid") if source.multi_label else Supervised("softmax", label_smoothing=0.1)
-

@@ -212,7 +212,13 @@ def _changes(folder: Path, source: Source, run: Run) -> list[tuple[str, Any, Any
     if before["fingerprint"] != source.fingerprint:
         now = {name: sum(counts.values()) for name, counts in source.counts().items()}
         then = {name: sum(counts.values()) for name, counts in before["counts"].items()}
-        found.append(("the images", then if then != now else before["fingerprint"][:12], now if then != now else source.fingerprint[:12]))
+        found.append(
+            (
+                "the images",
+                then if then != now else before["fingerprint"][:12],
+                now if then != now else source.fingerprint[:12],
+            )
+        )
     return found
 
 
@@ -233,7 +239,8 @@ def _empty(folder: Path) -> None:
     """Removes an earlier run, and nothing that is not one."""
     contents = [path for path in folder.iterdir() if path.name != ".lock"]
     if contents and not (folder / "config.json").is_file():
-        raise UsageError("VT023", f"{folder} is not a run folder; it is left alone", "a folder that `vitrail train` made")
+        raise UsageError(
+            "VT023", f"{folder} is not a run folder; it is left alone", "a folder that `vitrail train` made"
+        )
     for path in contents:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-

@@ -47,14 +47,21 @@ def judge(folder: Path, run: Run, source: Source, pictures: Mapping[str, Picture
         nearest_pixels(pictures["train"], pictures["val"], pictures["test"]),
     )
     write_predictions(found, folder / "eval" / "test" / "predictions.csv")
-    summary = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in found.summary().items()}
+    summary: dict[str, Any] = {
+        key: None if isinstance(v, float) and math.isnan(v) else v for key, v in found.summary().items()
+    }
     summary["split"] = source.origin.get("test", "given")
     result = Result(folder, summary, baselines)
     write_text(folder / "README.md", _card(result, run.model, source))
-    write_json(folder / "eval" / "test" / "summary.json", {
-        **summary,
-        "baselines": [{"name": b.name, "top1": b.top1, "interval": list(b.interval), "how": b.how} for b in baselines],
-    })  # fmt: skip  last: its presence says that the run is complete
+    write_json(
+        folder / "eval" / "test" / "summary.json",
+        {
+            **summary,
+            "baselines": [
+                {"name": b.name, "top1": b.top1, "interval": list(b.interval), "how": b.how} for b in baselines
+            ],
+        },
+    )  # fmt: skip  last: its presence says that the run is complete
     return result
 
 
@@ -69,7 +76,7 @@ def read_result(folder: Path) -> Result | None:
 
 
 def share(value: float, interval: tuple[float, float] | list[float] | None = None) -> str:
-    """"87.3 % (95 % CI 85.8-88.7)"."""
+    """ "87.3 % (95 % CI 85.8-88.7)"."""
     text = f"{100 * value:.1f} %"
     return f"{text} (95 % CI {100 * interval[0]:.1f}-{100 * interval[1]:.1f})" if interval else text
 

@@ -43,7 +43,9 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if any(transform.resizes for transform in self.transforms[1:]):
-            raise UsageError("VT003", "a transform that resizes must come first", "random-resized-crop before the others")
+            raise UsageError(
+                "VT003", "a transform that resizes must come first", "random-resized-crop before the others"
+            )
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,9 @@ def processor() -> str:
     """The processor's own name where the system tells it."""
     try:
         with open("/proc/cpuinfo") as file:
-            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), platform.machine())
+            return next(
+                (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), platform.machine()
+            )
     except OSError:
         return platform.processor() or platform.machine()
 

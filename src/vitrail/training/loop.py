@@ -178,7 +178,9 @@ class Trainer:
             "best": self.best if math.isfinite(self.best) else None, "facts": self.facts, "skipped": self.skipped,
             "log_length": log.stat().st_size if log.exists() else 0,
         }  # fmt: skip
-        new = state.State(self.step, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, facts)
+        new = state.State(
+            self.step, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, facts
+        )
         self.saved = state.save(self.folder / "checkpoints", new, self.parts.write_model, better)
         self.progress.saved(self.step, self.total)
         return time.monotonic()

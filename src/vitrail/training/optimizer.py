@@ -72,7 +72,9 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD, "muon": Mu
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Matrices decay; biases, norms, LayerScale, positions and learned tokens do not."""
-    return parameter.ndim >= 2 and not name.startswith(("position.", "pool.class_token", "pool.registers", "pool.probe"))
+    return parameter.ndim >= 2 and not name.startswith(
+        ("position.", "pool.class_token", "pool.registers", "pool.probe")
+    )
 
 
 def _decay_groups(named: Iterable[Named], weight_decay: float) -> list[dict[str, object]]:

@@ -39,7 +39,9 @@ class Progress:
         self._status("running")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live is not None:
             self.live.stop()
         stopped = kind is not None and issubclass(kind, (KeyboardInterrupt, Interrupted))
@@ -68,7 +70,9 @@ class Progress:
 
     def evaluated(self, step: int, facts: dict[str, float]) -> None:
         shown = "  ".join(f"{name} {_number(name, value)}" for name, value in facts.items())
-        self._say(f"epoch {step * self.batch_size / self.count:6.1f}  {shown}  loss {self.latest.get('train/loss', 0):.3f}")
+        self._say(
+            f"epoch {step * self.batch_size / self.count:6.1f}  {shown}  loss {self.latest.get('train/loss', 0):.3f}"
+        )
 
     def saved(self, step: int, total: int) -> None:
         self._status("running")

@@ -54,7 +54,7 @@ def save(folder: Path, state: State, write_model: Callable[[Path], None], best: 
 
 def load(folder: Path) -> tuple[State | None, list[str]]:
     """The newest whole state, or None, and why newer ones were passed over."""
-    passed = []
+    passed: list[str] = []
     for place in _steps(folder):
         problem = damage(place)
         if problem is None:
@@ -81,7 +81,9 @@ def damage(place: Path) -> str | None:
     except (VitrailError, KeyError, TypeError, AttributeError, OSError) as error:
         return f"{MANIFEST} cannot be used: {error}"
     required = {"training.safetensors", "training.json", "model.safetensors", "config.json"}
-    return None if required <= set(manifest) else f"{MANIFEST} does not list {', '.join(sorted(required - set(manifest)))}"
+    return (
+        None if required <= set(manifest) else f"{MANIFEST} does not list {', '.join(sorted(required - set(manifest)))}"
+    )
 
 
 def digest(file: Path) -> str:

@@ -1,0 +1,37 @@
+# Everything sets itself up: the environment lies in .venv and is made again when pyproject.toml changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test soak check bench clean
+
+install: $(VENV)/.installed
+
+# One pip call with torch pinned: 2.13.0 is a CPU build, and nothing else in the call can pull in another one.
+$(VENV)/.installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; a few minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" --editable ".[dev]"
+	@touch $@
+
+demo: install
+	@$(BIN)/vitrail demo
+
+test: install
+	@$(BIN)/python -m pytest
+
+# The long checks: kills at random instants, worker counts, whole recipes. docs/measurements.md has their figures.
+soak: install
+	@$(BIN)/python -m pytest -m slow --override-ini addopts="-q -ra --strict-markers"
+
+check: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: install
+	@$(BIN)/python benchmarks/startup.py
+	@$(BIN)/python benchmarks/demo.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
