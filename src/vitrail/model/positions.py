@@ -182,7 +182,7 @@ class FactorisedTable(Table):
         if dim % 2:
             raise UsageError("VT003", f"2-D positions need an even dimension, got {dim}", "a multiple of 2")
         self.prefix = prefix
-        self.front = nn.Parameter(torch.randn(prefix, dim) * 0.02)
+        self.front = nn.Parameter(torch.randn(prefix, dim) * 0.02) if prefix else None
         self.vertical = nn.Parameter(torch.randn(grid[0], dim // 2) * 0.02)
         self.horizontal = nn.Parameter(torch.randn(grid[1], dim // 2) * 0.02)
 
@@ -190,7 +190,8 @@ class FactorisedTable(Table):
         down, across = resample_line(self.vertical, grid[0]), resample_line(self.horizontal, grid[1])
         half = down.shape[1]
         pairs = [down[:, None].expand(-1, grid[1], half), across[None].expand(grid[0], -1, half)]
-        return torch.cat([self.front, rearrange(torch.cat(pairs, dim=-1), "r k d -> (r k) d")])
+        patches = rearrange(torch.cat(pairs, dim=-1), "r k d -> (r k) d")
+        return patches if self.front is None else torch.cat([self.front, patches])
 
     def at(self, grid: Grid) -> None:
         with torch.no_grad():
