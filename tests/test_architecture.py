@@ -9,7 +9,9 @@ PACKAGE = ROOT / "src" / "vitrail"
 
 # docs/house.md; a module may import from its own row's folder and from lower rows only.
 LAYERS = [
-    {"cli", "__main__"},
+    {"__main__"},
+    {"cli"},
+    {"commands"},
     {"recipes", "experiments"},
     {"report"},
     {"training", "evaluation", "inspection", "deployment"},
