@@ -15,7 +15,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from vitrail import __version__
-from vitrail.errors import UsageError, VitrailError, nearest
+from vitrail.errors import Interrupted, UsageError, VitrailError, nearest
 
 app = cyclopts.App(
     name="vitrail",
@@ -218,19 +218,28 @@ def _usage_error(error: cyclopts.CycloptsError) -> UsageError:
         command: Any = app
         for name in chain:
             command = command[name]
-        flags = [flag for argument in command.assemble_argument_collection() for flag in argument.names]
-        return UsageError("VT002", f"{verb} does not know {unknown!r}", nearest(unknown, flags), f"{verb} --help")
+        return UsageError(
+            "VT002", f"{verb} does not know {unknown!r}", nearest(unknown, _words(command)), f"{verb} --help"
+        )
     return UsageError("VT002", text, "", f"{verb} --help")
 
 
-def verbs() -> list[str]:
-    return [name for name in app if not name.startswith("-")]
+def verbs(command: cyclopts.App = app) -> list[str]:
+    return [name for name in command if not name.startswith("-")]
+
+
+def _words(command: cyclopts.App) -> list[str]:
+    """What may follow a verb: its flags, or the verbs below it."""
+    if command.default_command is None:
+        return verbs(command)
+    names = [name for argument in command.assemble_argument_collection() for name in argument.names]
+    return [name for name in names if name.startswith("-")]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `vitrail`: runs a verb and turns errors into a message and an exit status."""
     # The parent may have closed the pipe (| head); the default traceback helps no one.
-    sys.exit(_guarded(lambda: _call(sys.argv[1:] if arguments is None else arguments)))
+    sys.exit(_guarded(_call, sys.argv[1:] if arguments is None else arguments))
 
 
 def _call(arguments: list[str]) -> int:
@@ -243,17 +252,18 @@ def _call(arguments: list[str]) -> int:
     return answer if isinstance(answer, int) else 0
 
 
-def _guarded(call: Callable[[], int]) -> int:
+def _guarded(call: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
-        status = call()
+        status = call(arguments)
         sys.stdout.flush()
         return status
     except VitrailError as error:
-        if "--json" in sys.argv:
+        if "--json" in arguments:
             import json
 
             print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
-        print(f"error[{error.code}] {error}", file=sys.stderr)
+        word = "stopped" if isinstance(error, Interrupted) else "error"
+        print(f"{word}[{error.code}] {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("stopped; nothing after the last saved state is kept", file=sys.stderr)

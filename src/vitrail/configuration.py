@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -16,6 +17,16 @@ from typing import Any
 from vitrail.errors import UsageError, nearest
 
 Axes = Mapping[type, Mapping[str, type]]  # abstract axis -> name -> final class
+
+
+def require(holds: bool, key: str, value: Any, expected: str) -> None:
+    """For `__post_init__`: refuses a value that no run can use.
+
+    Raises:
+        UsageError: VT003, with the value and what was expected.
+    """
+    if not holds:
+        raise UsageError("VT003", f"{key} is {value!r}", expected)
 
 
 def encode(value: Any, axes: Axes) -> Any:
@@ -63,7 +74,7 @@ def changed(config: Any, assignments: Mapping[str, str], axes: Axes) -> Any:
         *parents, last = key.split(".")
         for name in parents:
             kind = _field_type(kind, name, place, axes, key)
-            place = place[name]
+            place = place.get(name)
             if not isinstance(place, dict):
                 raise UsageError("VT003", f"--set {key}: {name} has no parts", "a key of the configuration")
         kind = _field_type(kind, last, place, axes, key)
@@ -75,7 +86,7 @@ def changed(config: Any, assignments: Mapping[str, str], axes: Axes) -> Any:
 def _field_type(kind: Any, name: str, place: dict[str, Any], axes: Axes, key: str) -> Any:
     kind = _dataclass_of(kind)
     if kind in axes:
-        kind = axes[kind][place["type"]]
+        kind = _choice(kind, place, axes, key)
     hints = typing.get_type_hints(kind)
     if name not in hints:
         raise UsageError(
@@ -93,7 +104,7 @@ def _dataclass_of(kind: Any) -> Any:
 def _read_text(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # ValueError also: a number of thousands of digits
         return text
 
 
@@ -106,13 +117,18 @@ def _axis_name(kind: type, axes: Axes) -> str | None:
 
 
 def _decode_axis(kind: type, data: Any, axes: Axes, path: str) -> Any:
+    choice = _choice(kind, data, axes, path)
+    fields = {key: value for key, value in data.items() if key != "type"}
+    return _decode_dataclass(choice, fields, axes, path)
+
+
+def _choice(kind: type, data: Any, axes: Axes, path: str) -> type:
     choices = axes[kind]
-    if not isinstance(data, dict) or "type" not in data:
+    if not isinstance(data, dict) or not isinstance(data.get("type"), str):
         raise _wrong(path, data, f'an object with "type": one of {", ".join(choices)}')
     if data["type"] not in choices:
-        raise UsageError("VT003", f"{path}: unknown value {data['type']!r}", nearest(str(data["type"]), choices))
-    fields = {key: value for key, value in data.items() if key != "type"}
-    return _decode_dataclass(choices[data["type"]], fields, axes, path)
+        raise UsageError("VT003", f"{path}: unknown value {data['type']!r}", nearest(data["type"], choices))
+    return choices[data["type"]]
 
 
 def _decode_dataclass(kind: type, data: Any, axes: Axes, path: str) -> Any:
@@ -158,7 +174,9 @@ def _decode_tuple(kind: Any, data: Any, axes: Axes, path: str) -> Any:
 
 
 def _decode_scalar(kind: Any, data: Any, path: str) -> Any:
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+    if kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
+        if not abs(data) <= sys.float_info.max:  # JSON knows neither NaN nor infinity
+            raise _wrong(path, data, "a finite number")
         return float(data)
     # bool is a subclass of int: True must not pass for 1.
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):

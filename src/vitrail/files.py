@@ -63,7 +63,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
+    # A file's name need not be UTF-8; what JSON reads back from the escape is the same name.
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -7,11 +7,12 @@ import stat
 import warnings
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from vitrail.errors import DataError
 
@@ -28,6 +29,16 @@ _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
+}
+# What undoes each orientation of EXIF (tag 0x0112); 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 
 
@@ -47,11 +58,10 @@ def read_picture(source: str | os.PathLike[str] | bytes, channels: int = 3) -> P
     Raises:
         DataError: VT050 to VT054 say whether the file is missing, empty, no picture, damaged or too large.
     """
-    name = "the image" if isinstance(source, bytes) else str(source)
-    content = BytesIO(source) if isinstance(source, bytes) else _open_file(Path(source))
-    with content, warnings.catch_warnings():
-        # Pillow only warns of a picture that is suspiciously large; its size is checked below.
-        warnings.simplefilter("ignore")
+    name = "the image" if isinstance(source, bytes) else readable_name(source)
+    content = _open_bytes(source) if isinstance(source, bytes) else _open_file(Path(source), name)
+    # Pillow only warns of a picture that is suspiciously large; its size is checked below.
+    with content, _QUIET:
         image = _identified(content, name)
         _check_size(image, name)
         try:
@@ -59,16 +69,6 @@ def read_picture(source: str | os.PathLike[str] | bytes, channels: int = 3) -> P
             return _as_seen(image, channels)
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError and more
             raise DataError("VT053", f"{name} is damaged or cut off: {error}", "a whole picture") from error
-
-
-def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) after orientation, from the header alone; raises as `read_picture` does."""
-    with _open_file(Path(path)) as content, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image = _identified(content, str(path))
-        _check_size(image, str(path))
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def resized(
@@ -93,21 +93,54 @@ def from_pillow(image: Image.Image) -> Picture:
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def _open_file(path: Path) -> BinaryIO:
+def readable_name(path: str | os.PathLike[str]) -> str:
+    """A file's name as text that can be written anywhere: what is not UTF-8 appears as an escape."""
+    return str(path).encode(errors="backslashreplace").decode()
+
+
+class _Quiet:
+    """Silences warnings while any thread is inside; `warnings.catch_warnings` alone is not made for several."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *reason: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._caught.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
+def _open_bytes(content: bytes) -> BinaryIO:
+    if not content:
+        raise DataError("VT051", "the image is empty (0 bytes)", "a picture")
+    return BytesIO(content)
+
+
+def _open_file(path: Path, name: str) -> BinaryIO:
     try:
         status = path.stat()
-    except OSError as error:
-        raise DataError("VT050", f"{path}: {error.strerror}", "a file that can be read") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError("VT050", f"{path} is not a file", "a picture")
-    if status.st_size == 0:
-        raise DataError("VT051", f"{path} is empty (0 bytes)", "a picture")
-    if status.st_size > MAX_BYTES:
-        raise DataError("VT054", f"{path} has {status.st_size:,} bytes", f"at most {MAX_BYTES:,} bytes")
-    try:
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("VT050", f"{name} is not a file", "a picture")
+        if status.st_size == 0:
+            raise DataError("VT051", f"{name} is empty (0 bytes)", "a picture")
+        if status.st_size > MAX_BYTES:
+            raise DataError("VT054", f"{name} has {status.st_size:,} bytes", f"at most {MAX_BYTES:,} bytes")
         return open(path, "rb")
-    except OSError as error:
-        raise DataError("VT050", f"{path}: {error.strerror}", "a file that can be read") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
+        reason = getattr(error, "strerror", None) or error
+        raise DataError("VT050", f"{name}: {reason}", "a file that can be read") from error
 
 
 def _identified(content: BinaryIO, name: str) -> Image.Image:
@@ -136,7 +169,7 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 
 def _as_seen(image: Image.Image, channels: int) -> Picture:
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bit(image)
     if image.has_transparency_data:
@@ -144,6 +177,14 @@ def _as_seen(image: Image.Image, channels: int) -> Picture:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return from_pillow(image.convert("L" if channels == 1 else "RGB")).copy()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+    except Exception:  # a broken EXIF block hides the orientation, not the picture
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

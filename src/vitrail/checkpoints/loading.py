@@ -43,7 +43,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
     """Writes a checkpoint, or a loaded model, as a model folder, or as the official .npz where `path` ends so."""
     checkpoint = model if isinstance(model, Checkpoint) else model.checkpoint
     target = Path(path)
-    if target.exists() and (target.is_file() or any(target.iterdir())):
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise VitrailError("VT064", f"{target} exists already", "a new name", "choose another name or remove it first")
     (official_npz if target.suffix == ".npz" else native).from_native(checkpoint, target)
     return target

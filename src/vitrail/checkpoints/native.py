@@ -6,13 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 import vitrail
 from vitrail import configuration
-from vitrail.checkpoints.arrays import CheckpointError, SafetensorsArrays, check_names
+from vitrail.checkpoints.arrays import CheckpointError, SafetensorsArrays, check_names, write_safetensors
 from vitrail.checkpoints.checkpoint import Checkpoint, expected_shapes
-from vitrail.errors import UsageError
+from vitrail.errors import VitrailError
 from vitrail.files import new_folder, read_json, write_json, write_text
 from vitrail.model.vit import ViTConfig
 from vitrail.preprocessing import Preprocessing
@@ -37,25 +35,31 @@ def to_native(path: Path) -> Checkpoint:
     if not (path / "preprocessor_config.json").is_file():
         raise CheckpointError("VT076", f"{path} has no preprocessor_config.json", "config, weights and preprocessing")
     description, processor = read_json(path / "config.json"), read_json(path / "preprocessor_config.json")
+    arrays = SafetensorsArrays(path / "model.safetensors")
     try:
         config = ViTConfig.from_json(description["vitrail"]["model"])
         preprocessing = configuration.decode(Preprocessing, processor["vitrail"], {})
         labels = {int(index): str(name) for index, name in description["id2label"].items()}
         classes = tuple(labels[index] for index in range(config.head.classes))
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        multi_label = bool(description["vitrail"].get("multi_label", False))
+        provenance = dict(description["vitrail"].get("provenance", {}))
+        _check_agreement(config, preprocessing, len(arrays))
+        wanted = expected_shapes(config)
+    # RuntimeError: PyTorch, of sizes that no memory has.
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, VitrailError) as error:
         raise CheckpointError(
             "VT076", f"{path}: the configuration is not Vitrail's: {error}", "its own files"
         ) from error
-    arrays = SafetensorsArrays(path / "model.safetensors")
-    check_names(path / "model.safetensors", arrays.shapes, expected_shapes(config))
-    return Checkpoint(
-        config,
-        {name: arrays[name] for name in arrays},
-        preprocessing,
-        classes,
-        bool(description["vitrail"].get("multi_label", False)),
-        description["vitrail"].get("provenance", {}),
-    )
+    check_names(path / "model.safetensors", arrays.shapes, wanted)
+    weights = {name: arrays[name].float() for name in arrays}
+    return Checkpoint(config, weights, preprocessing, classes, multi_label, provenance)
+
+
+def _check_agreement(config: ViTConfig, preprocessing: Preprocessing, arrays: int) -> None:
+    if config.size.depth > arrays:  # before so many layers are built only to find that they are missing
+        raise ValueError(f"{config.size.depth} layers, and {arrays} arrays")
+    if (config.image_size, config.tokenizer.channels) != (preprocessing.image_size, preprocessing.channels):
+        raise ValueError("model and preprocessing differ in image size or channels")
 
 
 def from_native(checkpoint: Checkpoint, path: Path) -> None:
@@ -97,9 +101,7 @@ def write_files(checkpoint: Checkpoint, folder: Path) -> None:
         "image_std": list(preprocessing.std),
         "vitrail": dataclasses.asdict(preprocessing),
     })  # fmt: skip
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves its temporary file's 0600
+    write_safetensors(checkpoint.weights, folder / "model.safetensors", metadata={"format": "pt"})
     write_text(folder / "README.md", _card(checkpoint))
 
 

@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vitrail.checkpoints.arrays import CheckpointError, NpzArrays, check_names
+from vitrail.checkpoints.arrays import CheckpointError, NpzArrays, check_memory, check_names
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.errors import DataError
 from vitrail.files import explained, sync_file, sync_folder
@@ -40,12 +40,15 @@ _LINEN = {"MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1", "L
           "MlpBlock_0": "MlpBlock_3"}  # fmt: skip
 
 
+Shape = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Entry:
     """One native tensor: the official arrays it is made of, and how to go there and back."""
 
     native: str
-    official: tuple[tuple[str, tuple[int, ...]], ...]
+    official: tuple[tuple[str, Shape], ...]
     join: Callable[..., Tensor]
     split: Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -67,9 +70,13 @@ def to_native(path: Path, image_size: tuple[int, int] | None = None) -> Checkpoi
     arrays = NpzArrays(path)
     names = _canonical_names(arrays)
     shapes = {canonical: arrays.shapes[name] for canonical, name in names.items()}
-    config = _infer(path, shapes, image_size)
+    unreadable = {canonical: arrays.unreadable[name] for canonical, name in names.items() if name in arrays.unreadable}
+    config = _infer(path, shapes, unreadable)
     entries = list(_entries(config))
-    check_names(path, shapes, dict(pair for entry in entries for pair in entry.official))
+    wanted = dict(pair for entry in entries for pair in entry.official)
+    check_names(path, shapes, wanted, unreadable)
+    check_memory(path, wanted.values())
+    config = replace(config, image_size=_image_size(path, config, image_size))
 
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(arrays[names[name]], dtype=np.float32))
@@ -118,33 +125,41 @@ def _canonical_names(arrays: NpzArrays) -> dict[str, str]:
         if name.startswith("opt/state/"):
             continue
         parts = name.removeprefix(prefix).split("/")
-        names["/".join(_LINEN.get(part, part) for part in parts) if linen else "/".join(parts)] = name
+        canonical = "/".join(_LINEN.get(part, part) for part in parts) if linen else "/".join(parts)
+        names[name if canonical in names else canonical] = name  # the second of two spellings is an extra array
     return names
 
 
-def _infer(path: Path, shapes: Mapping[str, tuple[int, ...]], image_size: tuple[int, int] | None) -> ViTConfig:
-    """What the arrays determine."""
+def _infer(path: Path, shapes: Mapping[str, Shape], unreadable: Mapping[str, str]) -> ViTConfig:
+    """What the arrays determine; the patches are thought of in one row, because only their number is known yet."""
     if "conv_root/kernel" in shapes or any(name.startswith("MixerBlock_") for name in shapes):
         kind = "an MLP-Mixer" if "conv_root/kernel" not in shapes else "a CNN hybrid"
         raise CheckpointError("VT075", f"{path} holds {kind}", "a ViT with linear patches; this version reads no other")
-    query = _ATTENTION.format(0) + "query/kernel"
-    ranks = {"embedding/kernel": 4, query: 3, _BLOCK.format(0) + "MlpBlock_3/Dense_0/kernel": 2, "head/kernel": 2,
-             _POSITIONS: 3}  # fmt: skip
-    if lacking := [name for name, rank in ranks.items() if len(shapes.get(name, ())) != rank]:
-        raise CheckpointError(
-            "VT073", f"{path} is no official ViT: it lacks, or has in another rank,\n  " + "\n  ".join(lacking),
-            f"these arrays; the file has {len(shapes)}, such as {', '.join(list(shapes)[:3])}",
-        )  # fmt: skip
-    height, width, channels, dim = shapes["embedding/kernel"]
-    hidden = shapes[_BLOCK.format(0) + "MlpBlock_3/Dense_0/kernel"][1]
     depth = len({match[1] for name in shapes if (match := re.match(r"Transformer/encoderblock_(\d+)/", name))})
+    if not depth and "embedding/kernel" not in shapes:
+        listed = ", ".join(list(shapes)[:5]) or "none"
+        raise CheckpointError("VT075", f"{path} holds no official ViT; its arrays: {listed}", "embedding/kernel, ...")
     pool = ClassToken() if "cls" in shapes else GlobalAverage()
-    classes = shapes["head/kernel"][1]
-    wide = shapes["pre_logits/kernel"][-1] if "pre_logits/kernel" in shapes else None
-    grid = _grid(path, shapes[_POSITIONS][1] - pool.class_tokens, (height, width), image_size)
-    heads = shapes[query][1]
-    if heads < 1 or dim % heads or min(height, width, channels, hidden, classes) < 1:
-        raise CheckpointError("VT073", f"{path}: {heads} heads for {dim} dimensions", "sizes of a real model")
+    query, hidden_kernel = _ATTENTION.format(0) + "query/kernel", _BLOCK.format(0) + "MlpBlock_3/Dense_0/kernel"
+    ranks = {"embedding/kernel": 4, query: 3, hidden_kernel: 2, "head/kernel": 2, _POSITIONS: 3}
+    ranks |= {"pre_logits/kernel": 2} if "pre_logits/kernel" in shapes else {}
+    if any(len(shapes.get(name, ())) != rank for name, rank in ranks.items()):
+        # Sizes are unknown without these; names and ranks are not, so that everything wrong is still listed at once.
+        head = TanhHead(1, 1) if "pre_logits/kernel" in shapes else LinearHead(1)
+        like = ViTConfig(
+            Size(1, max(1, depth), 1, 1), LinearPatches((1, 1), 1), pool=pool, head=head, image_size=(1, 1)
+        )
+        wanted = {name: f"({len(shape)} dimensions)" for entry in _entries(like) for name, shape in entry.official}
+        check_names(path, {name: f"({len(shape)} dimensions)" for name, shape in shapes.items()}, wanted, unreadable)
+    height, width, channels, dim = shapes["embedding/kernel"]
+    hidden, classes, heads = shapes[hidden_kernel][1], shapes["head/kernel"][1], shapes[query][1]
+    wide = shapes["pre_logits/kernel"][1] if "pre_logits/kernel" in shapes else None
+    patches = shapes[_POSITIONS][1] - pool.class_tokens
+    if min(height, width, channels, dim, hidden, classes, heads, patches) < 1 or wide == 0 or dim % heads:
+        raise CheckpointError(
+            "VT073", f"{path} has {patches} patches of {height}x{width}x{channels}, {dim} dimensions, {heads} heads, "
+            f"{hidden} hidden units, {classes} classes", "sizes of a real model, and heads that divide the dimensions",
+        )  # fmt: skip
     return ViTConfig(
         Size(dim, depth, heads, hidden),
         LinearPatches((height, width), channels),
@@ -152,23 +167,25 @@ def _infer(path: Path, shapes: Mapping[str, tuple[int, ...]], image_size: tuple[
         Block(),
         pool,
         LinearHead(classes) if wide is None else TanhHead(classes, wide),
-        (grid[0] * height, grid[1] * width),
+        (height, patches * width),
     )
 
 
-def _grid(path: Path, positions: int, patch: tuple[int, int], image_size: tuple[int, int] | None) -> tuple[int, int]:
-    if image_size is not None:
-        grid = LinearPatches(patch).grid(image_size)
-        if grid[0] * grid[1] == positions:
-            return grid
-    side = math.isqrt(max(0, positions))
-    if side * side != positions or side == 0:
-        given = "" if image_size is None else f", and {image_size[0]}x{image_size[1]} px gives another number"
+def _image_size(path: Path, config: ViTConfig, stated: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of the training: a square grid of patches, unless what was stated has as many."""
+    patches = config.grid[1]
+    assert isinstance(config.tokenizer, LinearPatches)
+    if stated is not None and math.prod(config.tokenizer.grid(stated)) == patches:
+        return stated
+    side = math.isqrt(patches)
+    if side * side != patches:
+        token = "the class token's row" if config.pool.class_tokens else "no class token"
+        given = "" if stated is None else f", and {stated[0]}x{stated[1]} px gives another number"
         raise DataError(
-            "VT033", f"{path} has {positions} positions, which is no square{given}", "the image size of its training",
-            "load(path, image_size=(height, width)), or --image-size HEIGHTxWIDTH",
+            "VT033", f"{path} has {patches} positions and {token}; {patches} is no square{given}",
+            "the image size of its training", "load(path, image_size=(height, width)), or --image-size HEIGHTxWIDTH",
         )  # fmt: skip
-    return side, side
+    return side * config.tokenizer.patch[0], side * config.tokenizer.patch[1]
 
 
 def _obstacles(config: ViTConfig) -> list[str]:
@@ -234,7 +251,7 @@ def _block_entries(layer: int, size: Size) -> Iterator[Entry]:
     yield from _dense(native + "mlp.contract", official + "MlpBlock_3/Dense_1", size.hidden, dim)
 
 
-def _same(native: str, official: str, shape: tuple[int, ...], join: Callable[[Tensor], Tensor] = lambda t: t) -> Entry:
+def _same(native: str, official: str, shape: Shape, join: Callable[[Tensor], Tensor] = lambda t: t) -> Entry:
     return Entry(native, ((official, shape),), join, lambda t: (t,))
 
 

@@ -16,6 +16,7 @@ from vitrail.errors import DataError, UsageError
 from vitrail.evaluation.accuracy import outcome, write_predictions
 from vitrail.evaluation.baselines import majority, nearest_pixels
 from vitrail.files import read_json, write_json
+from vitrail.images import readable_name
 from vitrail.recipes.execute import Machine
 from vitrail.recipes.judge import share
 
@@ -134,7 +135,8 @@ def _expanded(files: list[str]) -> Iterator[tuple[str, str | bytes]]:
         if text == "-":
             yield from _from_stdin()
         elif Path(text).is_dir():
-            yield from ((str(path), str(path)) for path in pictures_below(Path(text)))
+            # A folder without pictures is answered by an error line, as a missing file is.
+            yield from ((name, name) for name in [str(path) for path in pictures_below(Path(text))] or [text])
         elif not Path(text).exists() and any(sign in text for sign in "*?["):
             yield from ((name, name) for name in sorted(glob.glob(text, recursive=True)) or [text])
         else:
@@ -156,7 +158,7 @@ def _from_stdin() -> Iterator[tuple[str, str | bytes]]:
 
 
 def _text_line(name: str, answer: Prediction | DataError, top: int) -> str:
-    shown = name.replace("\n", "\\n").replace("\t", "\\t")
+    shown = readable_name(name).replace("\n", "\\n").replace("\t", "\\t")
     if isinstance(answer, DataError):
         return f"{shown}\terror[{answer.code}] {answer.what}"
     if answer.labels is not None:
@@ -165,6 +167,7 @@ def _text_line(name: str, answer: Prediction | DataError, top: int) -> str:
 
 
 def _json_line(name: str, answer: Prediction | DataError, top: int) -> str:
+    name = readable_name(name)
     if isinstance(answer, DataError):
         return json.dumps({"file": name, "error": answer.as_dict()}, ensure_ascii=False)
     record: dict[str, Any] = {"file": name, "label": answer.label, "probability": answer.probability}

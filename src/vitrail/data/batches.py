@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -144,8 +145,15 @@ def training_batches(batches: StepBatches, start: int, stop: int, workers: int) 
         sampler=range(start, stop),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_the_parent,
     )
     return iter(loader)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; only the parent may decide what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def evaluation_batches(pictures: Pictures, size: int = 250) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
@@ -163,7 +171,7 @@ def readable(pictures: Pictures, max_bad_share: float, what: str) -> Pictures:
     """
     bad, total = len(pictures.bad), len(pictures.dataset)
     if bad > max_bad_share * total:
-        first = "\n  ".join(error.what for error in list(pictures.bad.values())[:10])
+        first = "\n  ".join(pictures.bad[index].what for index in sorted(pictures.bad)[:10])
         raise DataError(
             "VT019", f"{bad} of {total} {what} pictures cannot be read:\n  {first}",
             f"at most {max_bad_share:.1%} bad files, which are skipped and listed",

@@ -10,6 +10,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import urllib.request
+import zlib
+from http.client import HTTPException
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import DataError
-from vitrail.files import write_bytes
+from vitrail.files import explained, write_bytes
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -71,14 +73,15 @@ def full(folder: Path | None = None) -> dict[str, Split]:
 def fetch(target: Path | None = None, origin: str = ORIGIN) -> Path:
     """Downloads the four files (30 MB), each checked against its SHA-256 before it gets its name."""
     target = (target or FETCHED).expanduser()
-    target.mkdir(parents=True, exist_ok=True)
+    with explained(target):
+        target.mkdir(parents=True, exist_ok=True)
     for name, (digest, _) in OFFICIAL.items():
         if (target / name).is_file() and hashlib.sha256((target / name).read_bytes()).hexdigest() == digest:
             continue
         try:
             with urllib.request.urlopen(f"{origin}/{name}", timeout=60) as answer:
                 content = answer.read(64 * 2**20)
-        except OSError as error:
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: no address at all
             raise DataError(
                 "VT057", f"{origin}/{name} could not be fetched: {error}", "a connection to that host",
                 "fetch the files elsewhere and give their folder: vitrail train fashion-mnist:FOLDER",
@@ -107,7 +110,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     try:
         with gzip.open(path) as file:
             content = file.read(size + 1)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError("VT055", f"{path} is damaged: {error}", "the official file") from error
     header = bytes([0, 0, 8, len(shape)]) + np.asarray(shape, ">i4").tobytes()
     if len(content) != size or not content.startswith(header):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,9 +91,10 @@ def open_source(text: str, seed: int = 0) -> Source:
         arrays = fashion.mini() if name == "fashion-mini" else fashion.full(Path(folder) if folder else None)
         return with_held_out(_from_arrays(text, fashion.CLASSES, arrays), seed)
     path = Path(text)
-    if not path.exists():
+    if not (os.path.isfile(text) or os.path.isdir(text)):
+        problem = "is neither a folder nor a file" if os.path.exists(text) else "does not exist"
         raise DataError(
-            "VT011", f"{text} does not exist", "a folder of images, a .csv file, or " + " or ".join(BUILT_IN),
+            "VT011", f"{text} {problem}", "a folder of images, a .csv file, or " + " or ".join(BUILT_IN),
             nearest(text, BUILT_IN),
         )  # fmt: skip
     rows = read_csv(path) if path.is_file() else rows_of_folder(path)
@@ -126,15 +128,22 @@ def from_rows(name: str, rows: Sequence[Row], multi_label: bool | None = None) -
 def with_held_out(source: Source, seed: int) -> Source:
     """Adds what is missing of val and test by holding out a stratified tenth of train (at most 2,000) for each.
 
-    Where a test split is given but no val, only val is held out, and the other way round.
+    Where val is given but no test, the images of val stand for both.
+
+    Raises:
+        DataError: VT012, there are too few images to hold any out.
     """
     splits, origin = dict(source.splits), dict(source.origin)
     for name in ("test", "val"):
         if name in splits or (name == "test" and "val" in splits):
             continue
         train = splits["train"]
-        share = min(0.1, 2000 / len(train)) if "test" in source.splits or name == "val" else 0.1
-        held, kept = stratified(train, share, seed, name)
+        held, kept = stratified(train, min(0.1, 2000 / len(train)), seed, name)
+        if not len(held):
+            raise DataError(
+                "VT012", f"{source.name} has {len(source.split('train'))} training images: too few to hold some out for {name}",
+                "three images of a class or more", "add images, or give val and test splits of their own",
+            )  # fmt: skip
         splits["train"], splits[name] = train.subset(kept), train.subset(held)
         origin[name] = f"{len(held)} held out of train, stratified, seed {seed}"
     if "test" not in splits:
@@ -144,18 +153,26 @@ def with_held_out(source: Source, seed: int) -> Source:
 
 
 def stratified(dataset: Dataset, share: float, seed: int, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices (held, kept). The choice hangs on each sample's id alone, so that new files do not move old ones."""
+    """Indices (held, kept): the same share of every class, at least one image of it, and never the last one.
+
+    With several labels an image, "class" means set of labels; sets too rare for the share are divided together.
+    Who comes first hangs on each sample's id alone, so that a new file moves next to no old ones.
+    """
     keys = [hashlib.blake2b(f"{seed}/{name}/{i}".encode(), digest_size=8).digest() for i in dataset.ids]
     groups: dict[bytes, list[int]] = {}
     for index, target in enumerate(dataset.targets):
         groups.setdefault(target.tobytes(), []).append(index)
-    held: list[int] = []
+    if (dataset.targets.sum(axis=1) != 1).any():
+        rare = [labels for labels, members in groups.items() if share * len(members) < 1]
+        groups[b""] = [index for labels in rare for index in groups.pop(labels)]
+    left = dataset.targets.sum(axis=0)
+    held = np.zeros(len(dataset), dtype=bool)
     for members in groups.values():
-        count = max(1, round(share * len(members))) if len(members) > 1 else 0
-        held += sorted(members, key=lambda index: keys[index])[:count]
-    mask = np.zeros(len(dataset), dtype=bool)
-    mask[held] = True
-    return np.flatnonzero(mask), np.flatnonzero(~mask)
+        for index in sorted(members, key=keys.__getitem__)[: max(1, round(share * len(members)))]:
+            if (left - dataset.targets[index])[dataset.targets[index] > 0].all():
+                held[index] = True
+                left -= dataset.targets[index]
+    return np.flatnonzero(held), np.flatnonzero(~held)
 
 
 def _of_files(rows: Sequence[Row], position: Mapping[str, int]) -> Dataset:

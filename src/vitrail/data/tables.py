@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 from vitrail.errors import DataError, nearest
-from vitrail.images import SUFFIXES
+from vitrail.images import SUFFIXES, readable_name
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -107,11 +107,15 @@ def _bounded(reader: Iterable[dict[str, str | None]]) -> Iterator[dict[str, str 
 
 def _rows_of_classes(root: Path, folder: Path, split: str | None) -> list[Row]:
     return [
-        Row(path.relative_to(root).as_posix(), path, (classes.name,), split)
+        Row(readable_name(path.relative_to(root).as_posix()), path, (readable_name(classes.name),), split)
         for classes in _visible_folders(folder)
         for path in sorted(classes.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path.relative_to(root))
     ]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _visible_folders(root: Path) -> list[Path]:

@@ -47,7 +47,10 @@ class RandomResizedCrop(Transform):
         height, width = picture.shape[:2]
         area = height * width * (self.min_area + (1 - self.min_area) * draws[0])
         aspect = math.exp((2 * draws[1] - 1) * math.log(self.max_aspect))
-        wide, tall = min(width, math.sqrt(area * aspect)), min(height, math.sqrt(area / aspect))
+        # Where the aspect does not fit into the picture, the area is kept.
+        wide = min(width, math.sqrt(area * aspect))
+        tall = min(height, area / wide)
+        wide = min(width, area / tall)
         left, top = draws[2] * (width - wide), draws[3] * (height - tall)
         # Rounding may put the far corner outside by 1e-13.
         box = (left, top, min(width, left + wide), min(height, top + tall))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitrail.configuration import require
 from vitrail.data.batches import Batch
 from vitrail.model.vit import ViT
 from vitrail.preprocessing import Preprocessing
@@ -32,6 +33,9 @@ class Supervised:
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.label_smoothing < 1, "objective.label_smoothing", self.label_smoothing, "0 to less than 1")
 
     def build(self, backbone: ViT, preprocessing: Preprocessing) -> SupervisedObjective:
         return SupervisedObjective(self, backbone, preprocessing)

@@ -111,7 +111,8 @@ def _small_model(source: Source, seen: Look, image_size: tuple[int, int] | None)
     """A small ViT with some 16 to 64 patches, whose cost per image is about the same for every picture size."""
     side = image_size or ((seen.side, seen.side) if seen.side <= 32 else (64, 64))
     patch = 2 if max(side) <= 12 else 4 if max(side) <= 20 else 7 if max(side) <= 28 else 8
-    side = tuple(max(patch, round(length / patch) * patch) for length in side)  # type: ignore[assignment]
+    if image_size is None:  # what the user asked for is not changed, it is refused where the patch does not divide it
+        side = (max(patch, round(side[0] / patch) * patch),) * 2
     config = ViTConfig(
         size=Size(96, 4, 3, 192),
         tokenizer=LinearPatches((patch, patch), seen.channels),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -27,9 +26,11 @@ from vitrail.model.vit import ViT, build
 from vitrail.recipes.classification import RECIPES, fine_tune
 from vitrail.recipes.judge import Result, judge, read_result
 from vitrail.recipes.run import Run, differences
-from vitrail.training.folder import locked, write_beginning
+from vitrail.training.folder import holds_run, locked, refuse_foreign, remove_run, write_beginning
 from vitrail.training.loop import Parts, Trainer
 from vitrail.training.progress import Progress
+
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,16 @@ class Machine:
     device: str = "auto"
     workers: int = 0
     threads: int = field(default_factory=lambda: torch.get_num_threads())
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise UsageError("VT002", f"--device {self.device}", nearest(self.device, DEVICES))
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError(
+                "VT002", "--device cuda, but PyTorch finds no CUDA device", "auto or cpu", "vitrail doctor"
+            )
+        if self.workers < 0:
+            raise UsageError("VT002", f"--workers {self.workers}", "0 or more processes")
 
     @property
     def torch_device(self) -> str:
@@ -69,6 +80,11 @@ def plan_run(data: str, asked: Asked = Asked()) -> tuple[Source, Run]:
             raise UsageError("VT005", f"there is no recipe {name!r}", nearest(name, RECIPES))
         run = RECIPES[name](source, asked.model, asked.image_size)
     run = run.changed(dict(asked.settings))
+    if run.model.head.classes != len(source.classes):
+        raise UsageError(
+            "VT003", f"model.head.classes is {run.model.head.classes}, {data} has {len(source.classes)} classes",
+            "leave it out: the data decide",
+        )  # fmt: skip
     if run.data.split_seed != 0:
         source = open_source(data, run.data.split_seed)
     return source, run
@@ -95,14 +111,15 @@ def train(
     """
     source, run = plan_run(data, asked)
     folder = Path(out) if out is not None else default_folder(source, run)
+    refuse_foreign(folder)
     with locked(folder):
-        if overwrite:
-            _empty(folder)
-        threads = _compare(folder, source, run)
-        if (done := read_result(folder)) is not None:
+        threads = None if overwrite else _compare(folder, source, run)
+        if threads is not None and (done := read_result(folder)) is not None:
             return replace(done, already=True)
         torch.set_num_threads(threads or machine.threads)
         pictures = checked_pictures(source, run)
+        if overwrite:  # not before the new data have proved to be usable
+            remove_run(folder)
         if threads is None:
             write_beginning(folder, _config(run, machine), _data_facts(source, pictures), _split(source))
         trainer = _trainer(run, source, pictures, machine, folder, quiet)
@@ -115,7 +132,7 @@ def default_folder(source: Source, run: Run) -> Path:
     size = run.model.size
     stem = f"{Path(source.name).stem.replace(':', '-') or 'data'}-vit{size.dim}x{size.depth}"
     for folder in sorted(Path("runs").glob(f"{stem}-????-??-??"), reverse=True):
-        if (folder / "config.json").is_file() and not _changes(folder, source, run):
+        if holds_run(folder) and not _changes(folder, source, run):
             return folder
     return Path("runs") / f"{stem}-{date.today().isoformat()}"
 
@@ -224,7 +241,7 @@ def _changes(folder: Path, source: Source, run: Run) -> list[tuple[str, Any, Any
 
 def _compare(folder: Path, source: Source, run: Run) -> int | None:
     """The number of threads of the run that is there; None where there is none."""
-    if not (folder / "config.json").is_file():
+    if not holds_run(folder):
         return None
     if changes := _changes(folder, source, run):
         lines = "\n".join(f"  {key}: it was {old!r}, you asked {new!r}" for key, old, new in changes[:12])
@@ -233,14 +250,3 @@ def _compare(folder: Path, source: Source, run: Run) -> int | None:
             "keep both: add --out runs/OTHER    start over: add --overwrite",
         )  # fmt: skip
     return int(read_json(folder / "config.json")["machine"]["threads"])
-
-
-def _empty(folder: Path) -> None:
-    """Removes an earlier run, and nothing that is not one."""
-    contents = [path for path in folder.iterdir() if path.name != ".lock"]
-    if contents and not (folder / "config.json").is_file():
-        raise UsageError(
-            "VT023", f"{folder} is not a run folder; it is left alone", "a folder that `vitrail train` made"
-        )
-    for path in contents:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()

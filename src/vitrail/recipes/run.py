@@ -33,6 +33,9 @@ class Data:
     split_seed: int = 0
     max_bad_share: float = 0.05
 
+    def __post_init__(self) -> None:
+        configuration.require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "0 to 1")
+
 
 @dataclass(frozen=True)
 class Augmentation:

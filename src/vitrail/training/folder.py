@@ -6,6 +6,7 @@ import fcntl
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UsageError
-from vitrail.files import explained, write_json, write_text
+from vitrail.files import explained, read_json, write_json, write_text
 
 
 @contextmanager
@@ -45,6 +46,43 @@ def locked(folder: Path) -> Iterator[None]:
         file.close()
 
 
+# What `write_beginning` writes before config.json, whose presence says that all of it is there.
+_BEGINNING = ("command.txt", "environment.json", "git.txt", "diff.patch", "data.json", "split.csv")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether `folder` is a run folder; model folders and other programs have a config.json too."""
+    if not (folder / "config.json").is_file():
+        return False
+    config = read_json(folder / "config.json")
+    return isinstance(config, dict) and "run" in config
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Lets pass what is empty, a run, or the beginning of one that was killed early.
+
+    Raises:
+        UsageError: VT023, the folder holds something else, which a run would overwrite.
+    """
+    if not folder.is_dir() or holds_run(folder):
+        return
+    names = sorted(path.name for path in folder.iterdir())
+    others = [n for n in names if n not in (*_BEGINNING, ".lock") and not (n.startswith(".") and n.endswith(".tmp"))]
+    if others:
+        raise UsageError(
+            "VT023", f"{folder} is not a run folder, it holds {', '.join(others[:5])}; it is left alone",
+            "a new name, an empty folder, or one that `vitrail train` made", "--out runs/OTHER",
+        )  # fmt: skip
+
+
+def remove_run(folder: Path) -> None:
+    """Empties a run folder, in an order in which whatever a kill leaves is still a run, or the beginning of one."""
+    rank = dict.fromkeys(_BEGINNING, 2) | {"config.json": 1}
+    for path in sorted(folder.iterdir(), key=lambda path: rank.get(path.name, 0)):
+        if path.name != ".lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def write_beginning(folder: Path, config: Mapping[str, Any], data: Mapping[str, Any], split: str) -> None:
     """command.txt, config.json, environment.json, git.txt, diff.patch, data.json and split.csv."""
     write_text(folder / "command.txt", f"{shlex.join(['vitrail', *sys.argv[1:]])}\ncd {os.getcwd()}\n")
@@ -54,7 +92,7 @@ def write_beginning(folder: Path, config: Mapping[str, Any], data: Mapping[str, 
     write_text(folder / "diff.patch", patch)
     write_json(folder / "data.json", data)
     write_text(folder / "split.csv", split)
-    write_json(folder / "config.json", config)  # last: its presence says that the rest is there
+    write_json(folder / "config.json", config)  # last
 
 
 def environment() -> dict[str, Any]:

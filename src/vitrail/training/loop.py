@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from vitrail.configuration import require
 from vitrail.data.batches import Batch, StepBatches, training_batches
 from vitrail.data.order import step_seed
 from vitrail.data.transforms import Mixup
@@ -48,6 +49,18 @@ class Training:
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require(0 < self.epochs < math.inf, "training.epochs", self.epochs, "a positive number")
+        require(self.batch_size > 0, "training.batch_size", self.batch_size, "at least 1")
+        require(
+            self.micro_batch is None or self.micro_batch > 0, "training.micro_batch", self.micro_batch, "at least 1"
+        )
+        require(
+            self.clip is None or self.clip > 0, "training.clip", self.clip, "a positive number, or null for no limit"
+        )
+        require(self.evaluations > 0, "training.evaluations", self.evaluations, "at least 1, the one at the end")
+        require(0 <= self.seed < 2**63, "training.seed", self.seed, "0 to 2^63 - 1")
+
     def steps(self, count: int) -> int:
         """Number of updates for `count` training images."""
         return max(1, math.ceil(self.epochs * count / self.batch_size))
@@ -79,6 +92,7 @@ class Trainer:
     progress: Progress
     step: int = 0
     best: float = -math.inf
+    best_step: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
     saved: Path | None = None
@@ -131,7 +145,9 @@ class Trainer:
             loss += result.loss.detach() / weight
             for name, value in result.metrics.items():
                 metrics[name] = metrics.get(name, 0) + value / weight
-        norm = torch.nn.utils.clip_grad_norm_(parts.objective.parameters(), settings.clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(
+            parts.objective.parameters(), math.inf if settings.clip is None else settings.clip
+        )
         if not math.isfinite(float(loss) + float(norm)):
             raise self._not_a_number(batch, float(loss), float(norm))
         rate = set_factor(parts.optimizers, parts.schedule.factor(self.step, self.total))
@@ -169,8 +185,8 @@ class Trainer:
 
     def _save(self) -> float:
         score = next(iter(self.facts.values()), -math.inf)
-        better = score > self.best
-        self.best = max(self.best, score)
+        if score > self.best or self.best_step == 0:
+            self.best, self.best_step = max(self.best, score), self.step
         tensors = {f"model.{name}": tensor for name, tensor in self.parts.objective.backbone.state_dict().items()}
         tensors |= state.optimizer_tensors(self.parts.optimizers)
         log = self.folder / "metrics.jsonl"
@@ -178,10 +194,8 @@ class Trainer:
             "best": self.best if math.isfinite(self.best) else None, "facts": self.facts, "skipped": self.skipped,
             "log_length": log.stat().st_size if log.exists() else 0,
         }  # fmt: skip
-        new = state.State(
-            self.step, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, facts
-        )
-        self.saved = state.save(self.folder / "checkpoints", new, self.parts.write_model, better)
+        new = state.State(self.step, self.best_step, tensors, facts)
+        self.saved = state.save(self.folder / "checkpoints", new, self.parts.write_model)
         self.progress.saved(self.step, self.total)
         return time.monotonic()
 
@@ -201,6 +215,8 @@ class Trainer:
         state.restore_optimizers(self.parts.optimizers, found.tensors)
         self.step, self.facts, self.skipped = found.step, found.facts["facts"], int(found.facts["skipped"])
         self.best = -math.inf if found.facts["best"] is None else found.facts["best"]
+        self.best_step, self.saved = found.best_step, checkpoints / f"step-{found.step}"
+        state.point(checkpoints, found)  # a kill may have come between a state and its pointers
         self.progress.resumed(self.step, self.total)
 
     def _save_first(self, batch: Batch) -> None:

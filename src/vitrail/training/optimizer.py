@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from vitrail.configuration import require
 
 Named = tuple[str, nn.Parameter]
 
@@ -28,6 +31,9 @@ class AdamW(Optimizer):
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
 
+    def __post_init__(self) -> None:
+        _check(self, ("lr", "weight_decay"))
+
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
         groups = _decay_groups(model.named_parameters(), self.weight_decay)
         return _with_base([torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)])
@@ -40,6 +46,9 @@ class SGD(Optimizer):
     lr: float = 0.03
     momentum: float = 0.9
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, ("lr", "momentum", "weight_decay"))
 
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
         groups = _decay_groups(model.named_parameters(), self.weight_decay)
@@ -58,6 +67,9 @@ class Muon(Optimizer):
     adam_lr: float = 2e-3
     adam_betas: tuple[float, float] = (0.9, 0.95)
 
+    def __post_init__(self) -> None:
+        _check(self, ("lr", "adam_lr", "weight_decay"))
+
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
         named = list(model.named_parameters())
         hidden = [p for name, p in named if p.ndim == 2 and name.startswith("blocks.")]
@@ -68,6 +80,15 @@ class Muon(Optimizer):
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD, "muon": Muon}
+
+
+def _check(optimizer: Optimizer, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(optimizer, name)
+        require(0 <= value < math.inf, f"optimizer.{name}", value, "zero or a positive number")
+    for name in ("betas", "adam_betas"):
+        value = getattr(optimizer, name, ())
+        require(all(0 <= beta < 1 for beta in value), f"optimizer.{name}", value, "two numbers, 0 to less than 1")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

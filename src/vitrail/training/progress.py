@@ -6,11 +6,12 @@ import os
 import resource
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vitrail.errors import Interrupted
+from vitrail.errors import Interrupted, VitrailError
 from vitrail.files import write_json
 
 PLAIN_SECONDS = 10.0
@@ -45,7 +46,11 @@ class Progress:
         if self.live is not None:
             self.live.stop()
         stopped = kind is not None and issubclass(kind, (KeyboardInterrupt, Interrupted))
-        self._status("done" if kind is None else "interrupted" if stopped else "failed")
+        if kind is None:
+            self._status("done")
+        else:
+            with suppress(VitrailError):  # a full disk must not hide the first error
+                self._status("interrupted" if stopped else "failed")
 
     def update(self, step: int, facts: dict[str, float], images: int) -> None:
         self.step, self.latest = step, facts

@@ -6,6 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from vitrail.configuration import require
+
 
 class Schedule(ABC):
     """Axis: step and total number of steps to a factor on the base learning rate."""
@@ -13,6 +15,10 @@ class Schedule(ABC):
     @abstractmethod
     def factor(self, step: int, total: int) -> float:
         """The factor for update number `step`, counted from 0."""
+
+
+def _check_warmup(warmup: float) -> None:
+    require(0 <= warmup < math.inf, "schedule.warmup", warmup, "a share of the run below 1, or a number of steps")
 
 
 def _warmed(step: int, total: int, warmup: float) -> tuple[float, float]:
@@ -28,6 +34,9 @@ class Cosine(Schedule):
 
     warmup: float = 0.05
 
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup)
+
     def factor(self, step: int, total: int) -> float:
         rise, progress = _warmed(step, total, self.warmup)
         return rise * 0.5 * (1 + math.cos(math.pi * progress))
@@ -39,6 +48,9 @@ class Linear(Schedule):
 
     warmup: float = 0.05
     end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup)
 
     def factor(self, step: int, total: int) -> float:
         rise, progress = _warmed(step, total, self.warmup)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from vitrail.checkpoints.arrays import write_safetensors
 from vitrail.errors import VitrailError
-from vitrail.files import new_folder, read_json, write_json, write_text
+from vitrail.files import explained, new_folder, read_json, write_json, write_text
 
 MANIFEST = "MANIFEST.json"
 KEEP = 2
@@ -23,15 +24,20 @@ KEEP = 2
 
 @dataclass(frozen=True)
 class State:
-    """What a run needs to go on: tensors of model and optimizers, and plain facts (step, best, log position)."""
+    """What a run needs to go on: tensors of model and optimizers, and plain facts (score, log position).
+
+    Attributes:
+        best_step: the step whose model was the best so far; the pointer `best` is made again from it after a crash.
+    """
 
     step: int
+    best_step: int
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
 
 
-def save(folder: Path, state: State, write_model: Callable[[Path], None], best: bool) -> Path:
-    """Writes `folder`/step-N, then points `latest`, and `best` where it is the best, at it; older states go last.
+def save(folder: Path, state: State, write_model: Callable[[Path], None]) -> Path:
+    """Writes `folder`/step-N, then points `latest` at it and `best` at the best; older states go last.
 
     Args:
         folder: the run's `checkpoints`.
@@ -40,16 +46,20 @@ def save(folder: Path, state: State, write_model: Callable[[Path], None], best: 
     target = folder / f"step-{state.step}"
     with new_folder(target) as place:
         write_model(place)
-        save_file(dict(state.tensors), str(place / "training.safetensors"))
-        (place / "training.safetensors").chmod(0o644)
-        write_json(place / "training.json", {"step": state.step, **state.facts})
+        write_safetensors(state.tensors, place / "training.safetensors")
+        write_json(place / "training.json", {"step": state.step, "best_step": state.best_step, **state.facts})
         sizes = {file.name: {"size": file.stat().st_size, "sha256": digest(file)} for file in sorted(place.iterdir())}
         write_json(place / MANIFEST, sizes)
-    write_text(folder / "latest", f"step-{state.step}\n")
-    if best or not (folder / "best").exists():
-        write_text(folder / "best", f"step-{state.step}\n")
+    point(folder, state)
     _prune(folder)
     return target
+
+
+def point(folder: Path, state: State) -> None:
+    """Writes `latest` and `best`. Where the best is gone (damage), `best` is the latest until there is a better one."""
+    best = state.best_step if (folder / f"step-{state.best_step}").is_dir() else state.step
+    write_text(folder / "latest", f"step-{state.step}\n")
+    write_text(folder / "best", f"step-{best}\n")
 
 
 def load(folder: Path) -> tuple[State | None, list[str]]:
@@ -59,7 +69,8 @@ def load(folder: Path) -> tuple[State | None, list[str]]:
         problem = damage(place)
         if problem is None:
             facts = read_json(place / "training.json")
-            return State(int(facts["step"]), load_file(str(place / "training.safetensors")), facts), passed
+            tensors = load_file(str(place / "training.safetensors"))
+            return State(int(facts["step"]), int(facts["best_step"]), tensors, facts), passed
         passed.append(f"{place.name} is not used: {problem}")
     return None, passed
 
@@ -136,7 +147,7 @@ def _prune(folder: Path) -> None:
 
 def append_line(path: Path, record: Mapping[str, Any]) -> int:
     """Appends one JSON line; returns the file's new length."""
-    with open(path, "ab") as file:
+    with explained(path), open(path, "ab") as file:
         file.write((json.dumps(record, allow_nan=False) + "\n").encode())
         return file.tell()
 
