@@ -31,3 +31,19 @@ def parity_path():
     if not PARITY.is_dir():
         pytest.skip("the official parity fixtures are not beside the project (../shared/parity)")
     return lambda name: PARITY / f"{name}.npz"
+
+
+@pytest.fixture
+def debian_fashion():
+    """The four files that Debian's package dataset-fashion-mnist installs."""
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    if not folder.is_dir():
+        missing_package("dataset-fashion-mnist")
+    return folder
+
+
+def missing_package(name):
+    """Skips aloud; fails where the packages were promised, as in CI."""
+    if os.environ.get("VITRAIL_REQUIRE_PACKAGES"):
+        pytest.fail(f"the Debian package {name} is not installed, and VITRAIL_REQUIRE_PACKAGES is set")
+    pytest.skip(f"the Debian package {name} is not installed: apt-get install {name}")
