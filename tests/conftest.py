@@ -1,7 +1,9 @@
 """Shapes are checked while the tests run, and everything that may be absent is skipped aloud."""
 
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ from jaxtyping import install_import_hook
 # Plain annotations in production; in the tests every signature of the model checks its shapes.
 install_import_hook("vitrail.model", "beartype.beartype")
 
+import tiny  # noqa: E402
 import torch  # noqa: E402
+
+from vitrail import cli  # noqa: E402
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
@@ -40,6 +45,34 @@ def debian_fashion():
     if not folder.is_dir():
         missing_package("dataset-fashion-mnist")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Forty grey pictures of 8 px in two classes; not to be changed."""
+    return tiny.write_pictures(tmp_path_factory.mktemp("pictures") / "data")
+
+
+@pytest.fixture(scope="session")
+def run(pictures, tmp_path_factory):
+    """A finished tiny run on `pictures`; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    tiny.tiny(pictures, folder)
+    return folder
+
+
+@pytest.fixture
+def vitrail_command(capsys, monkeypatch):
+    """Types a command in this process: vitrail_command("eval", run).status, .out, .err."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vitrail", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return SimpleNamespace(status=ended.value.code, **capsys.readouterr()._asdict())
+
+    return call
 
 
 def missing_package(name):
