@@ -31,7 +31,7 @@ check: install
 
 bench: install
 	@$(BIN)/python benchmarks/startup.py
-	@$(BIN)/python benchmarks/demo.py
+	@$(BIN)/python benchmarks/recipes.py fashion-mini --recipe demo --seeds 0
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -43,7 +43,17 @@ def write_clipart(folder: Path) -> None:
 
 
 def train(folder: Path, out: Path, seed: int) -> dict:
-    command = [sys.executable, "-m", "vitrail", "train", str(folder), "--seed", str(seed), "--set", f"data.split_seed={seed}"]
+    command = [
+        sys.executable,
+        "-m",
+        "vitrail",
+        "train",
+        str(folder),
+        "--seed",
+        str(seed),
+        "--set",
+        f"data.split_seed={seed}",
+    ]
     done = subprocess.run([*command, "--out", str(out), "--json"], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{folder.name}: exit status {done.returncode}\n{done.stdout}")
@@ -65,8 +75,14 @@ def main() -> None:
                 result = train(folder, Path(scratch) / f"{name}-{seed}", seed)
                 row = result["top1"], result["baselines"]["nearest neighbours"], result["baselines"]["majority class"]
                 found.append(row)
-                print(f"| seed {seed} | " + " | ".join(f"{value:.1%}" for value in row) + f" | {result['n']} |", flush=True)
-            print("| mean | " + " | ".join(f"{mean(column):.1%}" for column in zip(*found, strict=True)) + " | |", flush=True)
+                print(
+                    f"| seed {seed} | " + " | ".join(f"{value:.1%}" for value in row) + f" | {result['n']} |",
+                    flush=True,
+                )
+            print(
+                "| mean | " + " | ".join(f"{mean(column):.1%}" for column in zip(*found, strict=True)) + " | |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

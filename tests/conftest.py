@@ -12,9 +12,9 @@ from jaxtyping import install_import_hook
 # Plain annotations in production; in the tests every signature of the model checks its shapes.
 install_import_hook("vitrail.model", "beartype.beartype")
 
-import tiny  # noqa: E402
 import torch  # noqa: E402
 
+import tiny  # noqa: E402
 from vitrail import cli  # noqa: E402
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -45,6 +45,14 @@ def debian_fashion():
     if not folder.is_dir():
         missing_package("dataset-fashion-mnist")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_flush():
+    """No test cuts the power, and waiting for the disk would take a third of the time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ class Preprocessing:
             top, left = (height - tall) / 2, (width - wide) / 2
             box = (left, top, left + wide, top + tall)
         fitted = resized(picture, self.image_size, self.interpolation, box)
-        return np.ascontiguousarray(fitted.transpose(2, 0, 1))
+        return np.array(fitted.transpose(2, 0, 1), order="C")  # a copy: Pillow's own arrays cannot be written
 
     def normalise(self, images: Pixels) -> Pixels:
         """uint8 batch channels height width to float32, in NumPy or torch: (images / 255 - mean) / std."""

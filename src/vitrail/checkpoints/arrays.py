@@ -63,16 +63,19 @@ class NpzArrays(Mapping[str, NDArray[Any]]):
             if version not in ((1, 0), (2, 0)):
                 return f"unknown .npy version {version}"
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            self.shapes[name], _, dtype = read(start)
+            shape, _, dtype = read(start)
         except Exception as error:  # a hostile header may raise anything
             return str(error) or type(error).__name__
+        if min(shape, default=0) < 0:
+            return f"a shape of {shape}"
+        self.shapes[name] = shape
         if dtype.hasobject:
             return "an array of Python objects, which are never unpickled"
         if dtype.kind not in "fiu":
             return f"an array of type {dtype}, not of numbers"
         size = member.file_size - start.tell()
-        if math.prod(self.shapes[name]) * dtype.itemsize != size or min(self.shapes[name], default=0) < 0:
-            return f"the header says {self.shapes[name]} {dtype}, the file has {size} bytes"
+        if math.prod(shape) * dtype.itemsize != size:
+            return f"the header says {shape} {dtype}, the file has {size} bytes"
         return None
 
     def __getitem__(self, name: str) -> NDArray[Any]:

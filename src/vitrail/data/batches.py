@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -139,14 +140,17 @@ class StepBatches(TorchDataset[Batch]):
 
 def training_batches(batches: StepBatches, start: int, stop: int, workers: int) -> Iterator[Batch]:
     """Batches of steps start..stop-1 in order. Workers prepare them ahead; their number changes nothing else."""
-    loader: DataLoader[Batch] = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_signals_to_the_parent,
-    )
+    with warnings.catch_warnings():
+        # More workers than cores are slower, not wrong; how many there are is the user's decision.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        loader: DataLoader[Batch] = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
     return iter(loader)
 
 

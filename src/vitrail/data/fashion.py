@@ -15,6 +15,7 @@ from http.client import HTTPException
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
+from urllib.error import HTTPError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,8 @@ def fetch(target: Path | None = None, origin: str = ORIGIN) -> Path:
             with urllib.request.urlopen(f"{origin}/{name}", timeout=60) as answer:
                 content = answer.read(64 * 2**20)
         except (OSError, HTTPException, ValueError) as error:  # ValueError: no address at all
+            if isinstance(error, HTTPError):
+                error.close()
             raise DataError(
                 "VT057", f"{origin}/{name} could not be fetched: {error}", "a connection to that host",
                 "fetch the files elsewhere and give their folder: vitrail train fashion-mnist:FOLDER",

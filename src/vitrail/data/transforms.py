@@ -61,7 +61,7 @@ class RandomResizedCrop(Transform):
 class Shift(Transform):
     """Moved by up to `share` of each side; what comes in repeats the border."""
 
-    share: float = 0.08
+    share: float = 0.04
     num_draws = 2
 
     def __call__(self, picture: Picture, draws: Draws, preprocessing: Preprocessing) -> Picture:

@@ -1,0 +1,25 @@
+"""Where half the bytes are worth it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+MIN_DIM = 384  # below, casting costs what the products save (benchmarks/precision.py, docs/log.md)
+
+
+def best_precision(dim: int) -> Literal["float32", "bfloat16"]:
+    """bfloat16 on an accelerator, and for wide models on a processor that multiplies it natively; else float32."""
+    import torch
+
+    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else _cpu_multiplies_bfloat16()
+    wide = torch.cuda.is_available() or dim >= MIN_DIM
+    return "bfloat16" if native and wide else "float32"
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "").split()
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
