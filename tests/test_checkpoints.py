@@ -139,6 +139,7 @@ def test_half_precision_folders_become_float32(tmp_path, checkpoint):
     half = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(half, folder / "model.safetensors")
     weights = read(folder).weights
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert all(torch.equal(weights[name], tensor.float()) for name, tensor in half.items())
 
 

@@ -40,7 +40,7 @@ def workplace(pictures, tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page, "python"))])
+@pytest.mark.parametrize("page", [page for page in PAGES if None in {why for _, why, _ in blocks(page, "python")}])
 def test_python_blocks_run(page, workplace, monkeypatch):
     """In order and in one namespace, as a reader would type them."""
     monkeypatch.chdir(workplace)
@@ -76,7 +76,9 @@ def test_commands_parse(page):
     """Verbs, flags and the types of their values exist; nothing is executed."""
     for line, words in commands(page):
         try:
-            app.parse_args(words, exit_on_error=False, print_error=False)
+            _, bound, *_ = app.parse_args(words, exit_on_error=False, print_error=False)
+            files = bound.arguments.get("files", [])  # the one argument that takes what begins with a hyphen
+            assert not [name for name in files if name.startswith("--")], "a flag that predict does not know"
         except Exception as error:
             pytest.fail(f"{page}, block at line {line}: vitrail {shlex.join(words)}: {error}")
 

@@ -54,6 +54,8 @@ def test_everything_wrong_is_listed_at_once_and_nothing_executed(tmp_path, also)
     # A token's position row without its token may also be a patch's: then `cls` is not missed, but the rest is listed.
     lines = [line for line in text.splitlines() if line.startswith("  ")]
     assert len(lines) == len(expected) + (also not in (None, "cls")), text
+    with pytest.raises(VitrailError, match="Object arrays"):
+        arrays_module.NpzArrays(path)["embedding/bias"]  # nor where someone asks for it by name
     assert not canary.exists()
     np.load(path, allow_pickle=True)["embedding/bias"]
     assert canary.exists()  # the canary does sing

@@ -140,7 +140,8 @@ def test_an_image_does_not_depend_on_its_batch(dataset):
     assert sum(five[0, identity] != five[1, identity] for identity in dataset.ids) > COUNT - 3
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with fewer cores than workers
+@pytest.mark.parametrize("workers", [1, 2, 4])
 def test_workers_change_nothing(dataset, workers):
     """Also from the middle of a run on, over the end of an epoch."""
     made = step_batches(dataset)
@@ -155,8 +156,6 @@ def test_workers_change_nothing(dataset, workers):
 def test_the_cache_changes_nothing(dataset, monkeypatch):
     """Kept in memory or read again each time, checked by one thread or many: equal batches."""
     cached = step_batches(dataset)
-    assert all(picture.shape <= (16, 24, 3) for picture in cached.pictures.cache)
-    assert max(picture.shape[0] for picture in cached.pictures.cache) == 16
     monkeypatch.setattr(batches, "CACHE_BYTES", 0)
     uncached = step_batches(dataset)
     assert not uncached.pictures.cache and len(cached.pictures.cache) == COUNT

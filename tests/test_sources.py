@@ -247,3 +247,9 @@ def test_the_fingerprint_sees_every_change(tmp_path):
         change()
         prints.append(open_source(str(root)).fingerprint)
     assert len(set(prints)) == len(prints) == 6
+    lists = ["a/001.png,x,", "a/001.png,z,", "a/001.png,x,test"]
+    rows = [f"{name},y," for name in numbered("b", 3, start=1)] + [
+        f"{name},{x}," for name in numbered("a", 2, 2) for x in "xz"
+    ]
+    prints = [open_source(csv_file(root, "path,label,split", *rows, first)).fingerprint for first in lists]
+    assert len(set(prints)) == 3  # the same files with another label, or in another split

@@ -1,6 +1,7 @@
 """The loss, the loop and its promises: official steps, accumulation, workers, interruption, numbers that are none."""
 
 import io
+import json
 import math
 import os
 import re
@@ -135,6 +136,12 @@ def test_workers_do_not_change_the_weights(pictures, run, tmp_path):
     assert tiny.digests(tmp_path / "run") == tiny.digests(run)
 
 
+def test_looking_at_the_validation_split_does_not_change_the_weights(pictures, run, tmp_path):
+    tiny.tiny(pictures, tmp_path / "run", training__evaluations=12)
+    for name in ("model.safetensors", "training.safetensors"):
+        assert tiny.digests(tmp_path / "run")[name] == tiny.digests(run)[name]
+
+
 def test_another_seed_gives_other_weights(pictures, run, tmp_path):
     tiny.tiny(pictures, tmp_path / "run", training__seed=1)
     assert tiny.digests(tmp_path / "run")["model.safetensors"] != tiny.digests(run)["model.safetensors"]
@@ -230,24 +237,36 @@ def test_not_a_number_right_after_going_on_names_the_state_that_is_there(picture
         tiny.tiny(pictures, tmp_path / "run")
 
 
-def test_pictures_that_vanish_during_training(tmp_path, monkeypatch):
-    """A few count for nothing; too many stop the run with their names, and it goes on when they are back."""
-    data = tiny.write_pictures(tmp_path / "data")
-    tiny.tiny(data, tmp_path / "whole")
+def test_a_picture_that_vanishes_during_training_counts_for_nothing(tmp_path, monkeypatch):
+    data, hidden = tiny.write_pictures(tmp_path / "data"), tmp_path / "hidden.png"
     monkeypatch.setattr(batches_module, "CACHE_BYTES", 0)  # read anew in every epoch
+    victim = data / open_source(str(data)).split("train").ids[0]
+    update = Trainer._update
 
-    def hide(trainer):
-        (data / "dark below").rename(tmp_path / "hidden")
+    def acting(self, batch):
+        if self.step == 3:
+            victim.rename(hidden)
+        if self.step == 11:
+            hidden.rename(victim)
+        update(self, batch)
 
+    monkeypatch.setattr(Trainer, "_update", acting)
+    tiny.tiny(data, tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "checkpoints" / "step-12" / "training.json").read_text())
+    assert facts["skipped"] == 2  # once in each of the two epochs that were left
+
+
+def test_too_many_vanished_pictures_stop_the_run(tmp_path, monkeypatch):
+    data = tiny.write_pictures(tmp_path / "data")
+    monkeypatch.setattr(batches_module, "CACHE_BYTES", 0)
+    monkeypatch.setattr(Trainer, "_evaluate", lambda self: None)
     with monkeypatch.context() as patched:
-        at_step(patched, 5, hide)
-        patched.setattr(Trainer, "_evaluate", lambda self: None)
+        at_step(patched, 5, lambda trainer: (data / "dark below").rename(tmp_path / "hidden"))
         with pytest.raises(DataError, match=r"could not be read during training, the last ones dark below/\d\d\.png"):
             tiny.tiny(data, tmp_path / "run")
     (tmp_path / "hidden").rename(data / "dark below")
     tiny.tiny(data, tmp_path / "run")
-    whole, again = tiny.records(tmp_path / "whole"), tiny.records(tmp_path / "run")
-    assert [record["step"] for record in again][-1] == 12 and len(whole) >= len(again)
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step-12\n"
 
 
 def test_bfloat16_trains_and_keeps_float32_weights(pictures, run, tmp_path):

@@ -35,6 +35,7 @@ Plan = Annotated[
 Out = Annotated[Path | None, Parameter(help="The run folder.")]
 Device = Annotated[str, Parameter(help="auto, cpu or cuda.")]
 Sets = Annotated[list[str], Parameter(name="--set", negative="", help="KEY=VALUE, any key of the plan; repeatable.")]
+Files = Annotated[list[str], Parameter(negative="", allow_leading_hyphen=True)]  # for "-", standard input
 Size = Annotated[str | None, Parameter(name="--image-size", help="Pixels: 224, or HEIGHTxWIDTH.")]
 
 
@@ -131,8 +132,8 @@ def evaluate(
 
 @app.command
 def predict(
-    model: Path, files: Annotated[list[str], Parameter(negative="")] = [], /, *, image_size: Size = None,  # noqa: B006
-    top: int = 1, device: Device = "auto", json_: Json = False,
+    model: Path, files: Files = [], /, *, image_size: Size = None, top: int = 1, device: Device = "auto",  # noqa: B006
+    json_: Json = False,
 ) -> int:  # fmt: skip
     """Predict pictures: files, folders, patterns such as "new/*.png", or - for standard input. One line per picture.
 
@@ -144,6 +145,8 @@ def predict(
     """
     from vitrail.commands.evaluation import run_prediction
 
+    if flags := [name for name in files if name.startswith("-") and name != "-"]:  # mistyped, no files
+        raise _unknown(["predict"], flags[0])
     return run_prediction(model, files or ["-"], parse_size(image_size), top, device, json_)
 
 
@@ -206,22 +209,25 @@ def _usage_error(error: cyclopts.CycloptsError) -> UsageError:
     """The parser's complaint in the words of the house, with the nearest verb or flag."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     chain = [name for name in (error.command_chain or ()) if name]
-    verb = " ".join(["vitrail", *chain])
     unknown: str | None = None
     if isinstance(error, cyclopts.UnknownOptionError) and error.token is not None:
         unknown = error.token.keyword or error.token.value
     if isinstance(error, (cyclopts.UnknownCommandError, cyclopts.UnusedCliTokensError)) and error.unused_tokens:
         unknown = error.unused_tokens[0]
-    if unknown and not chain:
-        return UsageError("VT001", f"there is no verb {unknown!r}", nearest(unknown, verbs()), "vitrail --help")
     if unknown:
-        command: Any = app
-        for name in chain:
-            command = command[name]
-        return UsageError(
-            "VT002", f"{verb} does not know {unknown!r}", nearest(unknown, _words(command)), f"{verb} --help"
-        )
-    return UsageError("VT002", text, "", f"{verb} --help")
+        return _unknown(chain, unknown)
+    return UsageError("VT002", text, "", " ".join(["vitrail", *chain, "--help"]))
+
+
+def _unknown(chain: list[str], word: str) -> UsageError:
+    """A word that the verb `chain` does not know."""
+    if not chain:
+        return UsageError("VT001", f"there is no verb {word!r}", nearest(word, verbs()), "vitrail --help")
+    command: Any = app
+    for name in chain:
+        command = command[name]
+    verb = " ".join(["vitrail", *chain])
+    return UsageError("VT002", f"{verb} does not know {word!r}", nearest(word, _words(command)), f"{verb} --help")
 
 
 def verbs(command: cyclopts.App = app) -> list[str]:

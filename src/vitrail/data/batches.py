@@ -151,7 +151,7 @@ def training_batches(batches: StepBatches, start: int, stop: int, workers: int) 
             prefetch_factor=4 if workers else None,
             worker_init_fn=_leave_signals_to_the_parent,
         )
-    return iter(loader)
+        return iter(loader)
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

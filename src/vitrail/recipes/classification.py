@@ -41,7 +41,8 @@ def from_scratch(source: Source, model: str | None = None, image_size: tuple[int
         f"{seen.mirrored:.0%} mirrored"
     )
     crops: tuple[Transform, ...] = (Shift(),) if config.image_size[0] <= 32 else (RandomResizedCrop(),)
-    epochs = float(min(300, max(10, round(EXAMPLES / seen.count))))
+    examples = EXAMPLES if max(config.image_size) <= 32 else EXAMPLES * 3 // 4  # larger images cost more and teach more
+    epochs = float(min(300, max(10, round(examples / seen.count))))
     return Run(
         recipe="from-scratch",
         data=Data(source.name),
@@ -50,7 +51,7 @@ def from_scratch(source: Source, model: str | None = None, image_size: tuple[int
         augmentation=Augmentation((*crops, *flips)),
         objective=_objective(source),
         training=Training(epochs=epochs, precision=best_precision(config.size.dim)),
-        why=(size_why, mirror, f"{epochs:.0f} epochs: about {EXAMPLES:,} examples, between 10 and 300 epochs"),
+        why=(size_why, mirror, f"{epochs:.0f} epochs: about {examples:,} examples, between 10 and 300 epochs"),
     )
 
 

@@ -43,7 +43,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
-            raise UsageError("VT002", f"--device {self.device}", nearest(self.device, DEVICES))
+            raise UsageError("VT002", f"--device {self.device}", "auto, cpu or cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UsageError(
                 "VT002", "--device cuda, but PyTorch finds no CUDA device", "auto or cpu", "vitrail doctor"
@@ -118,11 +118,11 @@ def train(
             return replace(done, already=True)
         torch.set_num_threads(threads or machine.threads)
         pictures = checked_pictures(source, run)
-        if overwrite:  # not before the new data have proved to be usable
+        trainer = _trainer(run, source, pictures, machine, folder, quiet)
+        if overwrite:  # not before data and model have proved to be usable
             remove_run(folder)
         if threads is None:
             write_beginning(folder, _config(run, machine), _data_facts(source, pictures), _split(source))
-        trainer = _trainer(run, source, pictures, machine, folder, quiet)
         trainer.fit()
         return judge(folder, run, source, pictures)
 

@@ -79,6 +79,12 @@ class Run:
                 "VT003", f"the model reads {self.model.image_size}, the preprocessing makes {self.preprocessing.image_size}",
                 "the same size", "--image-size sets both",
             )  # fmt: skip
+        if self.model.tokenizer.channels != self.preprocessing.channels:
+            raise UsageError(
+                "VT003", f"the model reads {self.model.tokenizer.channels} channels, "
+                f"the preprocessing makes {self.preprocessing.channels}", "the same number",
+                "--set preprocessing.channels, mean and std, as well as --set model.tokenizer.channels",
+            )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         return configuration.encode(self, AXES)
