@@ -62,7 +62,7 @@ def test_spellings_and_prefixes(tmp_path, checkpoint, linen, prefix):
     found = read(written(tmp_path / "x.npz", arrays))
     assert found.config == checkpoint.config and found.weights.keys() == checkpoint.weights.keys()
     assert all(torch.equal(found.weights[name], checkpoint.weights[name]) for name in found.weights)
-    assert found.provenance["ignored"] == (2 if prefix else 0)
+    assert found.provenance["arrays left out"] == (2 if prefix else 0)
 
 
 def test_two_spellings_of_one_array_are_one_too_many(tmp_path):

@@ -1,5 +1,7 @@
 """Equal to the official implementation: the fixtures were made by running its code."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -168,3 +170,19 @@ def test_todays_spelling_is_read_too(parity, parity_path, tmp_path):
     old, new = read(parity_path("b_token_rep_strong.params")), read(tmp_path / "linen.npz")
     assert old.config == new.config
     assert all(torch.equal(old.weights[key], new.weights[key]) for key in old.weights)
+
+
+def test_npz_keeps_preprocessing_and_class_names(parity_path, tmp_path):
+    """They lie in the comment of the zip: the arrays stay the official ones, and nothing is guessed later."""
+    checkpoint = read(parity_path("e_nonsquare_strong.params"), (64, 96))
+    own = replace(checkpoint.preprocessing, mean=(0.1, 0.2, 0.3), fit="crop", interpolation="bicubic")
+    named = replace(checkpoint, preprocessing=own, classes=tuple("abcdefghijk"), multi_label=True)
+    vitrail.save(named, tmp_path / "own.npz")
+    again = read(tmp_path / "own.npz")  # not even the image size need be said again
+    assert (again.config, again.preprocessing) == (named.config, own)
+    assert (again.classes, again.multi_label) == (named.classes, True)
+    with pytest.raises(vitrail.VitrailError, match="65,535"):
+        vitrail.save(
+            replace(named, classes=tuple("x" * 9000 + letter for letter in "abcdefghijk")), tmp_path / "no.npz"
+        )
+    assert not (tmp_path / "no.npz").exists()

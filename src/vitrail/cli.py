@@ -53,8 +53,10 @@ def demo(
 
     Parameters
     ----------
-    seed: initial weights and the order of the images.
-    overwrite: start over where the folder holds another run.
+    seed
+        Initial weights and the order of the images.
+    overwrite
+        Start over where the folder holds another run.
     """
     from vitrail.commands.training import run_training
     from vitrail.recipes.execute import Asked, Machine
@@ -90,14 +92,22 @@ def train(
 
     Parameters
     ----------
-    data: folder (one folder per class, or train/val/test above), .csv with path,label[,split], fashion-mini, fashion-mnist.
-    recipe: from-scratch (default), fashion-mnist, demo.
-    model: a name of `vitrail models`; default: chosen by the pictures' size.
-    weights: start from this checkpoint (run folder, model folder or official .npz).
-    lr: learning rate of the recipe's optimizer.
-    seed: initial weights and the order of the images.
-    workers: processes that prepare images; never changes the result.
-    overwrite: start over where the folder holds another run.
+    data
+        Folder (one folder per class, or train/val/test above), .csv with path,label[,split], fashion-mini, fashion-mnist.
+    recipe
+        The recipe: from-scratch (default), fashion-mnist, demo.
+    model
+        A name of `vitrail models`; default: chosen by the pictures' size.
+    weights
+        Start from this checkpoint (run folder, model folder or official .npz).
+    lr
+        Learning rate of the recipe's optimizer.
+    seed
+        Initial weights and the order of the images.
+    workers
+        Processes that prepare images; never changes the result.
+    overwrite
+        Start over where the folder holds another run.
     """
     from vitrail.commands.training import run_training
     from vitrail.recipes.execute import Asked, Machine
@@ -120,10 +130,14 @@ def evaluate(
 
     Parameters
     ----------
-    model: run folder, model folder or official .npz.
-    data: folder, CSV file or built-in set; default: the data the run was trained on.
-    split: train, val or test.
-    out: where eval/SPLIT is written; default: the run folder, else nowhere.
+    model
+        Run folder, model folder or official .npz.
+    data
+        Folder, CSV file or built-in set; default: the data the run was trained on.
+    split
+        Train, val or test.
+    out
+        Where eval/SPLIT is written; default: the run folder, else nowhere.
     """
     from vitrail.commands.evaluation import run_evaluation
 
@@ -139,9 +153,12 @@ def predict(
 
     Parameters
     ----------
-    model: run folder, model folder or official .npz.
-    files: what to predict; - reads one picture, or a list of paths, one a line, from standard input.
-    top: how many classes to print per picture, at most 5.
+    model
+        Run folder, model folder or official .npz.
+    files
+        What to predict; - reads one picture, or a list of paths, one a line, from standard input.
+    top
+        How many classes to print per picture, at most 5.
     """
     from vitrail.commands.evaluation import run_prediction
 
@@ -172,9 +189,12 @@ def fetch(name: str, /, *, out: Out = None, origin: str | None = None) -> int:
 
     Parameters
     ----------
-    name: fashion-mnist.
-    out: folder to put it in; default: ~/.cache/vitrail/fashion-mnist.
-    origin: another address to fetch from; the files are checked all the same.
+    name
+        The set: fashion-mnist.
+    out
+        Folder to put it in; default: ~/.cache/vitrail/fashion-mnist.
+    origin
+        Another address to fetch from; the files are checked all the same.
     """
     from vitrail.data import fashion
 

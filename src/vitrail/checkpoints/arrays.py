@@ -38,6 +38,7 @@ class NpzArrays(Mapping[str, NDArray[Any]]):
             self._archive = zipfile.ZipFile(path)
         except Exception as error:  # a damaged directory may raise anything
             raise CheckpointError("VT070", f"{path} is not an .npz file: {error}", "a zip of .npy arrays") from error
+        self.comment = self._archive.comment
         members = self._archive.infolist()
         if len(members) > MAX_ARRAYS:
             raise CheckpointError("VT071", f"{path} lists {len(members):,} arrays", f"at most {MAX_ARRAYS:,}")

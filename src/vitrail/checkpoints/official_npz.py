@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vitrail.checkpoints.arrays import CheckpointError, NpzArrays, check_memory, check_names
 from vitrail.checkpoints.checkpoint import Checkpoint
+from vitrail.checkpoints.extras import read_extras, write_extras
 from vitrail.errors import DataError
 from vitrail.files import explained, sync_file, sync_folder
 from vitrail.model.block import Block
@@ -32,6 +33,7 @@ from vitrail.model.vit import Size, ViTConfig
 from vitrail.preprocessing import Preprocessing
 
 NAME = "official-npz"
+STATED = "GELU tanh, LayerNorm epsilon 1e-6, pixels in [-1, 1], stretched bilinearly"
 _BLOCK = "Transformer/encoderblock_{}/"
 _ATTENTION = _BLOCK + "MultiHeadDotProductAttention_1/"
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
@@ -76,33 +78,39 @@ def to_native(path: Path, image_size: tuple[int, int] | None = None) -> Checkpoi
     wanted = dict(pair for entry in entries for pair in entry.official)
     check_names(path, shapes, wanted, unreadable)
     check_memory(path, wanted.values())
-    config = replace(config, image_size=_image_size(path, config, image_size))
+    extras = read_extras(path, arrays.comment)
+    stated = extras.preprocessing.image_size if extras else image_size
+    config = replace(config, image_size=_image_size(path, config, stated))
 
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(arrays[names[name]], dtype=np.float32))
 
     weights = {e.native: e.join(*(tensor(name) for name, _ in e.official)).contiguous() for e in entries}
-    ignored = [name for name in arrays if name.startswith("opt/state/")]
-    return Checkpoint(
+    ignored = sum(name.startswith("opt/state/") for name in arrays)
+    half = (0.5,) * shapes["embedding/kernel"][2]
+    checkpoint = Checkpoint(
         config,
         weights,
-        Preprocessing(image_size=config.image_size),
+        Preprocessing(config.image_size, len(half), mean=half, std=half),
         tuple(f"class {index}" for index in range(config.head.classes)),
-        provenance={
-            "format": NAME, "file": path.name, "ignored": len(ignored),
-            "stated by the family": "GELU tanh, LayerNorm epsilon 1e-6, pixels in [-1, 1], stretched bilinearly",
-        },
-    )  # fmt: skip
+        provenance={"format": NAME, "file": path.name, "arrays left out": ignored, "stated by the family": STATED},
+    )
+    return extras.applied(path, checkpoint) if extras else checkpoint
 
 
 def from_native(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes the released spelling, bit for bit what `to_native` would read back."""
+    """Writes the released spelling, bit for bit what `to_native` would read back.
+
+    The format has no place for preprocessing and class names: they go into the comment of the zip, which other readers
+    pass over.
+    """
     if reasons := _obstacles(checkpoint.config):
         raise CheckpointError("VT074", f"{path}: the official format cannot hold {', '.join(reasons)}", "a plain ViT")
     temporary = path.with_name(f".{path.name}.tmp")
     with explained(path):
         try:
             with ZipFile(temporary, "w", ZIP_STORED) as archive:
+                archive.comment = write_extras(path, checkpoint)
                 for entry in _entries(checkpoint.config):
                     parts = entry.split(checkpoint.weights[entry.native].detach().cpu().float())
                     for (name, shape), part in zip(entry.official, parts, strict=True):
