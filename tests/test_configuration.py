@@ -1,5 +1,6 @@
 """Configurations to JSON and back, changes by name, and the errors and files that they end in."""
 
+import errno
 import json
 import os
 import pickle
@@ -43,6 +44,7 @@ RUNS = [
     replace(RUN, optimizer=AdamW(betas=(0.9, 0.95)), training=Training(0.5, micro_batch=4, clip=None, seed=3)),
     replace(
         RUN,
+        model=ViTConfig(tokenizer=LinearPatches(channels=1)),
         preprocessing=Preprocessing(channels=1, mean=(0.1,), std=(0.3,), fit="crop"),
         objective=Supervised("sigmoid"),
     ),
@@ -159,6 +161,8 @@ def test_changes_by_name():
     assert RUN.changed(both).model.image_size == (32, 32)  # only together do they fit
     with pytest.raises(UsageError, match="the same size"):
         RUN.changed({"model.image_size": "[32, 32]"})
+    with pytest.raises(UsageError, match="the model reads 1 channels"):
+        RUN.changed({"model.tokenizer.channels": "1"})
 
 
 @pytest.mark.parametrize(
@@ -268,6 +272,23 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
         (tmp_path / "step-2").stat().st_mode
     )
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["config.json", "step-2"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "VT060"), (errno.EROFS, "VT061"), (errno.EIO, "VT062")])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_disk_that_fails_leaves_what_was_there(tmp_path, monkeypatch, number, code, step):
+    """Full, read-only or broken, whichever step of the write it hits."""
+
+    def fails(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "latest.json"
+    files.write_json(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, fails)
+        with pytest.raises(VitrailError, match=r"latest\.json") as caught:
+            files.write_json(path, "new")
+    assert caught.value.code == code and files.read_json(path) == "old" and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

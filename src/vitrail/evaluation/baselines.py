@@ -14,7 +14,8 @@ from vitrail.statistics import wilson_interval
 
 CHOICES = (1, 3, 5, 10)
 SIDE = 32  # larger pictures are reduced to this side first
-_CHUNK = 4096
+_DISTANCES = 16_000_000  # kept at a time: 200 MB with their order
+_PART = 8192
 
 
 @dataclass(frozen=True)
@@ -39,33 +40,41 @@ def majority(train: Pictures, test: Pictures) -> Baseline:
 def nearest_pixels(train: Pictures, val: Pictures, test: Pictures) -> Baseline:
     """k nearest training images by the distance of their pixels; k is chosen on the validation split."""
     reference, labels = pixels(train), train.dataset.targets
-    shares = {k: hits_of(reference, labels, val, k) for k in CHOICES if k <= len(reference)}
+    choices = [k for k in CHOICES if k <= len(reference)]
+    found = neighbours(reference, pixels(val), max(choices))
+    shares = {k: hits_of(found[:, :k], labels, val.dataset.targets) for k in choices}
     k = max(shares, key=lambda choice: (shares[choice], -choice))
-    hits, total = hits_of(reference, labels, test, k), len(test.dataset)
+    hits = hits_of(neighbours(reference, pixels(test), k), labels, test.dataset.targets)
     how = f"{k} nearest of {len(reference)} training images by pixels, k chosen on val"
+    total = len(test.dataset)
     return Baseline("nearest neighbours", hits / max(1, total), wilson_interval(hits, total), how)
 
 
-def hits_of(reference: NDArray[np.uint8], labels: NDArray[np.float32], queries: Pictures, k: int) -> int:
-    """How many queries have their most voted class among their true ones; a tie goes to the nearer neighbour."""
-    found = neighbours(reference, pixels(queries), k)
+def hits_of(found: NDArray[np.int64], labels: NDArray[np.float32], targets: NDArray[np.float32]) -> int:
+    """How many queries have their most voted class among their true ones; a tie goes to the nearer neighbour.
+
+    Args:
+        found: the neighbours of each query, nearest first.
+        labels: of the reference, one column per class; targets: of the queries.
+    """
     # A vote weighs a little less with each place, so that ties fall to the nearest.
-    weights = 1 - 1e-3 * np.arange(k)
+    weights = 1 - 1e-3 * np.arange(found.shape[1])
     votes = (labels[found] * weights[None, :, None]).sum(axis=1)
-    return int((queries.dataset.targets[np.arange(len(votes)), votes.argmax(axis=1)] > 0).sum())
+    return int((targets[np.arange(len(votes)), votes.argmax(axis=1)] > 0).sum())
 
 
 def neighbours(reference: NDArray[np.uint8], queries: NDArray[np.uint8], k: int) -> NDArray[np.int64]:
     """Indices of the k nearest rows of `reference` by Euclidean distance, nearest first; queries k."""
     found = np.empty((len(queries), k), dtype=np.int64)
-    for start in range(0, len(queries), _CHUNK):
-        chunk = queries[start : start + _CHUNK].astype(np.float32)
-        # |q|^2 is the same for every reference and does not change the order.
-        distances = np.concatenate([
-            (part * part).sum(axis=1)[None] - 2 * chunk @ part.T
-            for part in (reference[at : at + _CHUNK].astype(np.float32) for at in range(0, len(reference), _CHUNK))
-        ], axis=1)  # fmt: skip
-        nearest = np.argpartition(distances, min(k, distances.shape[1] - 1), axis=1)[:, :k]
+    size = max(1, _DISTANCES // len(reference))
+    for start in range(0, len(queries), size):
+        chunk = queries[start : start + size].astype(np.float32)
+        distances = np.empty((len(chunk), len(reference)), dtype=np.float32)
+        for at in range(0, len(reference), _PART):
+            part = reference[at : at + _PART].astype(np.float32)
+            # |q|^2 is the same for every reference and does not change the order.
+            distances[:, at : at + _PART] = (part * part).sum(axis=1)[None] - 2 * chunk @ part.T
+        nearest = np.argpartition(distances, min(k, len(reference)) - 1, axis=1)[:, :k]
         order = np.argsort(np.take_along_axis(distances, nearest, axis=1), axis=1, kind="stable")
         found[start : start + len(chunk)] = np.take_along_axis(nearest, order, axis=1)
     return found
