@@ -155,6 +155,7 @@ def test_changes_by_name():
         preprocessing=Preprocessing(mean=(0.1, 0.2, 0.3)),
         data=Data("photos 2"),
     )
+    assert RUN.changed({"data.source": "2024"}).data == Data("2024")  # a folder may be called so
     assert isinstance(changed.training.epochs, float)
     assert RUN.changed({}) == RUN
     both = {"model.image_size": "[32, 32]", "preprocessing.image_size": "[32, 32]"}
@@ -170,6 +171,7 @@ def test_changes_by_name():
     [
         ({"training.epoch": "3"}, ["training.epoch", "'epoch'", "did you mean epochs?"]),
         ({"trainign.epochs": "3"}, ["'trainign'", "did you mean training?"]),
+        ({"epochs": "3"}, ["epochs", "did you mean training.epochs?"]),
         ({"qq": "3"}, ["'qq'", "known: augmentation, data, "]),
         ({"": "3"}, ["no key ''"]),
         ({"model.": "3"}, ["no key ''"]),

@@ -201,7 +201,7 @@ def test_bad_files_are_left_out_and_listed(dataset, tmp_path, monkeypatch, cache
     with pytest.raises(DataError) as caught:
         pictures[9]
     assert caught.value.code == "VT052"
-    good = readable(pictures, 0.12, "train")
+    good = readable({"train": pictures}, 0.12)["train"]
     rest = [index for index in range(COUNT) if index not in (4, 9)]
     assert good.dataset.ids == tuple(dataset.ids[index] for index in rest)
     assert np.array_equal(good.dataset.targets, dataset.targets[rest])
@@ -218,17 +218,20 @@ def test_too_many_bad_files_are_refused(dataset, tmp_path):
         (tmp_path / dataset.ids[index]).write_bytes(b"")
     pictures = Pictures(dataset, PREPROCESSING).check(threads=4)
     with pytest.raises(DataError) as caught:
-        readable(pictures, 2.9 / COUNT, "train")
+        readable({"train": pictures, "val": Pictures(dataset.subset([]), PREPROCESSING)}, 2.9 / COUNT)
     error = caught.value
-    assert error.code == "VT019" and error.exit_status == 3 and "3 of 17 train pictures" in error.what
+    assert error.code == "VT019" and error.exit_status == 3 and "3 of 17 pictures" in error.what
     places = [error.what.index(dataset.ids[index]) for index in (1, 2, 5)]
     assert places == sorted(places) and "--set data.max_bad_share=" in error.fix
     allowed = float(error.fix.rsplit("=", 1)[1])
-    assert (
-        len(readable(pictures, allowed, "train").dataset) == len(readable(pictures, 3 / COUNT, "train").dataset) == 14
-    )
+    for share in (allowed, 3 / COUNT):
+        assert len(readable({"train": pictures}, share)["train"].dataset) == 14
     whole = Pictures(dataset.subset([0, 3]), PREPROCESSING).check()
-    assert readable(whole, 0.0, "val") is whole
+    both = {"train": pictures, "val": whole}
+    assert readable(both, 3 / (COUNT + 2))["val"] is whole  # the share is of all pictures, not of a split's
+    with pytest.raises(DataError, match="no picture of val") as caught:
+        readable({"train": whole, "val": Pictures(dataset.subset([1]), PREPROCESSING).check()}, 1.0)
+    assert caught.value.code == "VT012"
     str(pickle.loads(pickle.dumps(error)))  # errors come home from the workers
 
 

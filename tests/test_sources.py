@@ -203,6 +203,7 @@ def test_bad_csv(tmp_path):
     refused(csv_file(tmp_path, "path,label,split", "1.png,a,trian"), "VT018", "'trian'", "did you mean train")
     refused(csv_file(tmp_path, "path,label,split", "1.png,a,val", "2.png,b,test"), "VT014", "no training images")
     refused(csv_file(tmp_path, "path,label", "1.png,a", "2.png,a"), "VT013", "one class only: a")
+    refused(csv_file(tmp_path, "path,label", "1.png,a", "2.png,"), "VT018", "1 images have no label", "2.png")
     refused(csv_file(tmp_path, "path,label", "1.png,käse", encoding="latin-1"), "VT016", "UTF-8")
     refused(tmp_path / "1.png", "VT016", "1.png")  # a picture instead of a list of pictures
     refused(csv_file(tmp_path, "path,label", '"' + "x" * 200_000), "VT016")
@@ -217,6 +218,7 @@ def test_bad_folders(tmp_path):
     (tmp_path / "hollow" / "cats").mkdir(parents=True)
     refused(tmp_path / "hollow", "VT012", "1 folders and no pictures")
     refused(pictures(tmp_path / "one", "cats/1.png", "cats/2.png"), "VT013", "cats")
+    refused(pictures(tmp_path / "late", "val/a/1.png", "test/b/1.png"), "VT014", "test and val", "no training images")
     os.mkfifo(tmp_path / "pipe")
     refused(tmp_path / "pipe", "VT011", "neither a folder nor a file")
     refused(tmp_path / ("x" * 5000), "VT011", "does not exist")

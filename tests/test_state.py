@@ -240,6 +240,19 @@ def test_a_run_falls_back_to_the_older_state_and_says_why(pictures, run, tmp_pat
     assert not [name for name in names(folder / "checkpoints") if name.endswith(".tmp")]
 
 
+def test_steps_that_are_done_again_are_logged_once(pictures, tmp_path, monkeypatch):
+    """Crashed before step 7, while the state is that of step 4: the lines of 5 to 7 are cut off and written again."""
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    update = Trainer._update
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_update", lambda self, batch: 1 / 0 if self.step == 7 else update(self, batch))
+        with pytest.raises(ZeroDivisionError):
+            tiny.tiny(pictures, tmp_path)
+    assert [record["step"] for record in tiny.records(tmp_path)] == [1, 2, 3, 4, 4, 5, 6, 7]
+    tiny.tiny(pictures, tmp_path)
+    assert [record["step"] for record in tiny.records(tmp_path)] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 11, 12, 12]
+
+
 def test_a_run_without_a_whole_state_starts_again(pictures, run, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     interrupted(pictures, folder, monkeypatch, 3)

@@ -123,7 +123,9 @@ def weights_of(run):
 @pytest.mark.parametrize("mixup", [None, '{"alpha": 0.4}'])
 def test_accumulation_equals_the_whole_batch(pictures, tmp_path, mixup):
     """Micro-batches of 3, 3 and 2 give the weights of one batch of 8, also where partners are mixed across them."""
-    changes = {"optimizer": "sgd", "training__epochs": 1} | ({"augmentation__mixup": mixup} if mixup else {})
+    changes = {"optimizer": "sgd", "training__epochs": 1, "training__clip": "null"} | (
+        {"augmentation__mixup": mixup} if mixup else {}
+    )
     tiny.tiny(pictures, tmp_path / "whole", **changes)
     tiny.tiny(pictures, tmp_path / "parts", training__micro_batch=3, **changes)
     whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
@@ -189,6 +191,20 @@ def test_a_crash_inside_an_epoch_changes_nothing(pictures, tmp_path, monkeypatch
     assert '"failed"' in (tmp_path / "crashed" / "status.json").read_text()
     tiny.tiny(pictures, tmp_path / "crashed", **changes)
     assert tiny.digests(tmp_path / "crashed") == tiny.digests(tmp_path / "whole")
+
+
+def test_every_step_has_luck_of_its_own(pictures, tmp_path, monkeypatch):
+    """Dropout and DropPath draw from a seed of the step: never the same twice, always the same in the same run."""
+    seeds, forward = [], SupervisedObjective.forward
+
+    def listening(self, batch):
+        seeds.append(torch.initial_seed())
+        return forward(self, batch)
+
+    monkeypatch.setattr(SupervisedObjective, "forward", listening)
+    for name in ("first", "second"):
+        tiny.tiny(pictures, tmp_path / name)
+    assert len(set(seeds[:12])) == 12 and seeds[:12] == seeds[12:]
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

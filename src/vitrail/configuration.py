@@ -72,13 +72,15 @@ def changed(config: Any, assignments: Mapping[str, str], axes: Axes) -> Any:
     for key, text in assignments.items():
         place, kind = data, type(config)
         *parents, last = key.split(".")
+        if last not in data and not parents and (longer := [n for n in _keys(data) if n.endswith(f".{last}")]):
+            raise UsageError("VT003", f"--set {key}: there is no such key", f"did you mean {' or '.join(longer[:3])}?")
         for name in parents:
             kind = _field_type(kind, name, place, axes, key)
             place = place.get(name)
             if not isinstance(place, dict):
                 raise UsageError("VT003", f"--set {key}: {name} has no parts", "a key of the configuration")
         kind = _field_type(kind, last, place, axes, key)
-        value = _read_text(text)
+        value = text if kind is str else _read_text(text)
         place[last] = {"type": value} if kind in axes and isinstance(value, str) else value
     return decode(type(config), data, axes)
 
@@ -93,6 +95,13 @@ def _field_type(kind: Any, name: str, place: dict[str, Any], axes: Axes, key: st
             "VT003", f"--set {key}: there is no key {name!r}", nearest(name, hints), "vitrail train --plan"
         )
     return hints[name]
+
+
+def _keys(data: Any, path: str = "") -> list[str]:
+    """Every dotted key of encoded data."""
+    if not isinstance(data, dict):
+        return []
+    return [name for key, value in data.items() for name in (f"{path}{key}", *_keys(value, f"{path}{key}."))]
 
 
 def _dataclass_of(kind: Any) -> Any:

@@ -20,6 +20,7 @@ from vitrail.images import readable_name
 from vitrail.recipes.execute import Machine
 from vitrail.recipes.judge import share
 
+MAX_BAD_SHARE = 0.05
 MAX_STDIN = 512 * 2**20
 
 
@@ -38,8 +39,8 @@ def run_evaluation(
     source = _source(model, data, is_run)
     dataset = source.split(split)
     targets = _matched(source, predictor, dataset.targets)
-    pictures = Pictures(type(dataset)(dataset.ids, targets, dataset.read), predictor.preprocessing).check()
-    pictures = readable(pictures, 0.05, split)
+    checked = Pictures(type(dataset)(dataset.ids, targets, dataset.read), predictor.preprocessing).check()
+    pictures = readable({split: checked}, MAX_BAD_SHARE)[split]
     found = outcome(predictor, pictures)
     summary: dict[str, Any] = {"split": split, "data": source.name, **found.summary()}
     if split != "train" and not data:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -167,18 +167,24 @@ def evaluation_batches(pictures: Pictures, size: int = 250) -> Iterator[tuple[ND
         yield np.stack([pictures.preprocessing(pictures[int(index)]) for index in indices]), indices
 
 
-def readable(pictures: Pictures, max_bad_share: float, what: str) -> Pictures:
-    """The pictures that can be read; refuses where more than `max_bad_share` cannot.
+def readable(splits: Mapping[str, Pictures], max_bad_share: float) -> dict[str, Pictures]:
+    """The pictures that can be read; refuses where more than `max_bad_share` of all splits together cannot.
 
     Raises:
-        DataError: VT019 with the first bad files and their reasons.
+        DataError: VT019 with the first bad files and their reasons; VT012, a split has no picture left.
     """
-    bad, total = len(pictures.bad), len(pictures.dataset)
-    if bad > max_bad_share * total:
-        first = "\n  ".join(pictures.bad[index].what for index in sorted(pictures.bad)[:10])
+    bad = [split.bad[index].what for split in splits.values() for index in sorted(split.bad)]
+    total = sum(len(split.dataset) for split in splits.values())
+    if len(bad) > max_bad_share * total:
+        first = "\n  ".join(bad[:10])
         raise DataError(
-            "VT019", f"{bad} of {total} {what} pictures cannot be read:\n  {first}",
+            "VT019", f"{len(bad)} of {total} pictures cannot be read:\n  {first}",
             f"at most {max_bad_share:.1%} bad files, which are skipped and listed",
-            f"repair or remove them, or allow more: --set data.max_bad_share={min(1.0, bad / total + 0.01):.2f}",
+            f"repair or remove them, or allow more: --set data.max_bad_share={min(1.0, len(bad) / total + 0.01):.2f}",
         )  # fmt: skip
-    return pictures.without_bad() if bad else pictures
+    good = {name: split.without_bad() if split.bad else split for name, split in splits.items()}
+    if empty := [name for name, split in good.items() if not len(split.dataset)]:
+        raise DataError(
+            "VT012", f"no picture of {' and '.join(empty)} can be read:\n  " + "\n  ".join(bad[:10]), "some"
+        )
+    return good

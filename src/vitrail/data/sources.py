@@ -105,7 +105,12 @@ def from_rows(name: str, rows: Sequence[Row], multi_label: bool | None = None) -
     """A source from (path, labels, split); classes are matched by name, so that no split can shift another's."""
     if not rows:
         raise DataError("VT012", f"{name} has no images", "at least two classes with images in them")
-    multi = any(len(row.labels) != 1 for row in rows) if multi_label is None else multi_label
+    multi = any(len(row.labels) > 1 for row in rows) if multi_label is None else multi_label
+    if not multi and (blank := [row.id for row in rows if not row.labels]):
+        raise DataError(
+            "VT018", f"{name}: {len(blank)} images have no label, such as {', '.join(blank[:3])}",
+            "one label each; only where some image has several, others may have none",
+        )  # fmt: skip
     classes = tuple(sorted({label for row in rows for label in row.labels}))
     if len(classes) < (1 if multi else 2):
         raise DataError(

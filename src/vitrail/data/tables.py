@@ -35,6 +35,11 @@ def rows_of_folder(root: Path) -> list[Row]:
     split_folders = {
         folder: SPLIT_NAMES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_NAMES
     }
+    if split_folders and len(split_folders) == len(folders) and "train" not in split_folders.values():
+        raise DataError(
+            "VT014", f"{root} has {' and '.join(folder.name for folder in folders)}, and no training images",
+            "a folder train beside them, or one folder per class",
+        )  # fmt: skip
     if "train" in split_folders.values():
         rows = [row for folder, split in split_folders.items() for row in _rows_of_classes(root, folder, split)]
     else:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
+from vitrail.configuration import require
 from vitrail.images import Picture, from_pillow, resized, to_pillow
 from vitrail.preprocessing import Preprocessing
 
@@ -145,8 +146,9 @@ _OPERATIONS: tuple[Operation, ...] = (
     lambda image, level, sign, _: ImageOps.equalize(image),
     lambda image, level, sign, _: ImageOps.invert(image),
     lambda image, level, sign, _: image.rotate(sign * level * 30, Image.Resampling.BILINEAR, fillcolor=_grey(image)),
-    lambda image, level, sign, _: ImageOps.posterize(image, max(1, 8 - round(level * 4))),
-    lambda image, level, sign, _: ImageOps.solarize(image, 256 - round(level * 256)),
+    # As in big_vision, these two grow weaker with the magnitude: 4 bits are kept at 10, and nothing is solarized.
+    lambda image, level, sign, _: ImageOps.posterize(image, min(8, max(1, int(level * 4)))),
+    lambda image, level, sign, _: ImageOps.solarize(image, min(256, int(level * 256))),
     _enhance(ImageEnhance.Color),
     _enhance(ImageEnhance.Contrast),
     _enhance(ImageEnhance.Brightness),
@@ -168,6 +170,9 @@ class Mixup:
     """
 
     alpha: float = 0.2
+
+    def __post_init__(self) -> None:
+        require(0 < self.alpha < math.inf, "augmentation.mixup.alpha", self.alpha, "a positive number")
 
     def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         random = np.random.Generator(np.random.PCG64(seed))

@@ -123,6 +123,7 @@ def train(
             remove_run(folder)
         if threads is None:
             write_beginning(folder, _config(run, machine), _data_facts(source, pictures), _split(source))
+        _tell_skipped(pictures, trainer.progress, folder)
         trainer.fit()
         return judge(folder, run, source, pictures)
 
@@ -139,14 +140,11 @@ def default_folder(source: Source, run: Run) -> Path:
 
 def checked_pictures(source: Source, run: Run) -> dict[str, Pictures]:
     """The splits with their unreadable pictures left out; refuses where there are too many."""
-    checked: dict[str, Pictures] = {}
-    for name, dataset in source.splits.items():
-        if name == "test" and dataset is source.splits["val"]:
-            checked[name] = checked["val"]
-            continue
-        pictures = Pictures(dataset, run.preprocessing).check(threads=min(4, os.cpu_count() or 1))
-        checked[name] = readable(pictures, run.data.max_bad_share, name)
-    return checked
+    own = {name: split for name, split in source.splits.items() if name != "test" or split is not source.splits["val"]}
+    threads = min(4, os.cpu_count() or 1)
+    checked = {name: Pictures(split, run.preprocessing).check(threads) for name, split in own.items()}
+    checked = readable(checked, run.data.max_bad_share)
+    return {name: checked[name if name in own else "val"] for name in source.splits}
 
 
 def initial_model(run: Run, source: Source) -> ViT:
@@ -181,6 +179,16 @@ def _trainer(
     )
     progress = Progress(folder, total, run.training.batch_size, len(pictures["train"].dataset), quiet)
     return Trainer(parts, run.training, folder, progress)
+
+
+def _tell_skipped(pictures: Mapping[str, Pictures], progress: Progress, folder: Path) -> None:
+    lines = list(dict.fromkeys(line for split in pictures.values() for line in split.passed_over))
+    if lines:
+        progress.note(
+            f"{len(lines)} pictures cannot be read and are skipped; {folder / 'data.json'} lists them, such as"
+        )
+    for line in lines[:3]:
+        progress.note(f"  {line}")
 
 
 def _checkpoint(run: Run, source: Source, model: ViT) -> Checkpoint:
