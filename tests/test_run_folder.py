@@ -40,7 +40,7 @@ def test_everything_is_there(run):
     expected = {
         "command.txt", "config.json", "environment.json", "git.txt", "diff.patch", "data.json", "split.csv",
         "metrics.jsonl", "status.json", "README.md", "samples/train_batch.png", "eval/test/predictions.csv",
-        "eval/test/summary.json", "checkpoints/latest", "checkpoints/best", ".lock",
+        "eval/test/summary.json", "events.log", "checkpoints/latest", "checkpoints/best", ".lock",
     }  # fmt: skip
     for step in {best, latest}:
         expected |= {f"checkpoints/{step}/{name}" for name in (*model, "training.safetensors", "training.json")}

@@ -312,6 +312,17 @@ def test_plain_lines_tell_speed_waiting_memory_and_time_left(pictures, tmp_path,
     assert capsys.readouterr().err == ""
 
 
+def test_a_status_that_cannot_be_written_does_not_hide_the_first_error(tmp_path, monkeypatch):
+    def full(path, data):
+        raise VitrailError("VT060", "the disk is full")
+
+    progress = Progress(tmp_path, 10, 4, 4, quiet=True).__enter__()
+    monkeypatch.setattr("vitrail.training.progress.write_json", full)
+    progress.__exit__(ZeroDivisionError, ZeroDivisionError(), None)  # raises nothing of its own
+    with pytest.raises(VitrailError, match="full"):
+        progress.__exit__(None, None, None)
+
+
 def test_a_terminal_gets_one_live_line(pictures, tmp_path, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True

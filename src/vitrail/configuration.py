@@ -72,7 +72,7 @@ def changed(config: Any, assignments: Mapping[str, str], axes: Axes) -> Any:
     for key, text in assignments.items():
         place, kind = data, type(config)
         *parents, last = key.split(".")
-        if last not in data and not parents and (longer := [n for n in _keys(data) if n.endswith(f".{last}")]):
+        if last not in data and not parents and (longer := [n for n in keys(data) if n.endswith(f".{last}")]):
             raise UsageError("VT003", f"--set {key}: there is no such key", f"did you mean {' or '.join(longer[:3])}?")
         for name in parents:
             kind = _field_type(kind, name, place, axes, key)
@@ -97,11 +97,11 @@ def _field_type(kind: Any, name: str, place: dict[str, Any], axes: Axes, key: st
     return hints[name]
 
 
-def _keys(data: Any, path: str = "") -> list[str]:
+def keys(data: Any, path: str = "") -> list[str]:
     """Every dotted key of encoded data."""
     if not isinstance(data, dict):
         return []
-    return [name for key, value in data.items() for name in (f"{path}{key}", *_keys(value, f"{path}{key}."))]
+    return [name for key, value in data.items() for name in (f"{path}{key}", *keys(value, f"{path}{key}."))]
 
 
 def _dataclass_of(kind: Any) -> Any:

@@ -44,6 +44,10 @@ class RandomResizedCrop(Transform):
     num_draws = 4
     resizes = True
 
+    def __post_init__(self) -> None:
+        require(0 < self.min_area <= 1, "random-resized-crop.min_area", self.min_area, "more than 0, at most 1")
+        require(1 <= self.max_aspect < math.inf, "random-resized-crop.max_aspect", self.max_aspect, "at least 1")
+
     def __call__(self, picture: Picture, draws: Draws, preprocessing: Preprocessing) -> Picture:
         height, width = picture.shape[:2]
         area = height * width * (self.min_area + (1 - self.min_area) * draws[0])

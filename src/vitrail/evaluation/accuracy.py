@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.data.batches import Pictures, evaluation_batches
-from vitrail.files import write_text
+from vitrail.files import explained, write_text
 from vitrail.predictor import Predictor
 from vitrail.statistics import wilson_interval
 
@@ -103,7 +103,8 @@ def write_predictions(found: Outcome, path: Path) -> None:
         writer.writerow(
             (name, label, found.classes[best], f"{probabilities[row, best]:.6f}", f"{losses[row]:.6f}", rank)
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text.getvalue())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vitrail import configuration
 from vitrail.checkpoints.adapt import adapt
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.loading import read
@@ -112,20 +113,21 @@ def train(
     source, run = plan_run(data, asked)
     folder = Path(out) if out is not None else default_folder(source, run)
     refuse_foreign(folder)
+    if not overwrite and _compare(folder, source, run) is not None and (done := read_result(folder)) is not None:
+        return replace(done, already=True)  # nothing is written, not even a lock
     with locked(folder):
         threads = None if overwrite else _compare(folder, source, run)
-        if threads is not None and (done := read_result(folder)) is not None:
-            return replace(done, already=True)
         torch.set_num_threads(threads or machine.threads)
         pictures = checked_pictures(source, run)
         trainer = _trainer(run, source, pictures, machine, folder, quiet)
         if overwrite:  # not before data and model have proved to be usable
             remove_run(folder)
         if threads is None:
-            write_beginning(folder, _config(run, machine), _data_facts(source, pictures), _split(source))
+            write_beginning(folder, _config(run, asked, machine), _data_facts(source, pictures), _split(source))
         _tell_skipped(pictures, trainer.progress, folder)
         trainer.fit()
-        return judge(folder, run, source, pictures)
+        with trainer.progress.until_judged():
+            return judge(folder, run, source, pictures)
 
 
 def default_folder(source: Source, run: Run) -> Path:
@@ -196,9 +198,16 @@ def _checkpoint(run: Run, source: Source, model: ViT) -> Checkpoint:
     return Checkpoint(run.model, model.state_dict(), run.preprocessing, source.classes, source.multi_label, provenance)
 
 
-def _config(run: Run, machine: Machine) -> dict[str, Any]:
+def _config(run: Run, asked: Asked, machine: Machine) -> dict[str, Any]:
+    """Every value, and where it comes from: the command line, or the recipe, whose reasons stand under "why"."""
+    typed = [*asked.settings, "data.source"]
+    typed += ["model.image_size", "preprocessing.image_size"] if asked.image_size else []
+    typed += ["model"] if asked.model else ["weights"] if asked.weights else []
+    names = [name for name in configuration.keys(run.to_json()) if name != "why"]
+    by_hand = {name for name in names for key in typed if f"{name}.".startswith(f"{key}.")}
     return {
         "run": run.to_json(),
+        "origin": {name: "command line" if name in by_hand else f"recipe {run.recipe}" for name in names},
         "why": list(run.why),
         "machine": {"device": machine.torch_device, "workers": machine.workers, "threads": machine.threads},
     }

@@ -6,13 +6,14 @@ import os
 import resource
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from vitrail.errors import Interrupted, VitrailError
-from vitrail.files import write_json
+from vitrail.files import explained, write_json
 
 PLAIN_SECONDS = 10.0
 STATUS_SECONDS = 5.0
@@ -47,10 +48,21 @@ class Progress:
             self.live.stop()
         stopped = kind is not None and issubclass(kind, (KeyboardInterrupt, Interrupted))
         if kind is None:
-            self._status("done")
+            self._status("running")  # what comes out is not judged yet
         else:
             with suppress(VitrailError):  # a full disk must not hide the first error
                 self._status("interrupted" if stopped else "failed")
+
+    @contextmanager
+    def until_judged(self) -> Iterator[None]:
+        """The last part of a run: done, or failed, when it ends."""
+        word = "failed"
+        try:
+            yield
+            word = "done"
+        finally:
+            with suppress(VitrailError):
+                self._status(word)
 
     def update(self, step: int, facts: dict[str, float], images: int) -> None:
         self.step, self.latest = step, facts
@@ -101,6 +113,8 @@ class Progress:
         )
 
     def _say(self, text: str) -> None:
+        with explained(self.folder / "events.log"), open(self.folder / "events.log", "a", encoding="utf-8") as log:
+            log.write(text.encode(errors="backslashreplace").decode() + "\n")
         if self.quiet:
             return
         if self.live is not None:
