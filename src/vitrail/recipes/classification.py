@@ -61,7 +61,8 @@ EXAMPLES = 400_000
 def demo(source: Source, model: str | None = None, image_size: tuple[int, int] | None = None) -> Run:
     """The built-in fashion-mini, 10,000 grey images of 28 px.
 
-    vitrail demo: DEMO_NUMBERS
+    vitrail demo: some three minutes on two cores; 86.9 % top-1 (seed 0, n = 2,000, 95 % CI 85.4-88.3), nearest
+    neighbours 82.9 %. docs/measurements.md has the run, docs/log.md what was tried.
     """
     return replace(from_scratch(source, model, image_size), recipe="demo")
 
