@@ -16,6 +16,7 @@ $(VENV)/.installed: pyproject.toml
 
 demo: install
 	@$(BIN)/vitrail demo
+	@echo "first, once per terminal: source $(BIN)/activate"
 
 test: install
 	@$(BIN)/python -m pytest

@@ -211,7 +211,9 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdecimal() and 0 < int(part) <= 16384 for part in parts):
-        raise UsageError("VT002", f"--image-size {text}", "pixels such as 224, or HEIGHTxWIDTH such as 224x320")
+        raise UsageError(
+            "VT002", f"--image-size {text}", "pixels, or HEIGHTxWIDTH", "--image-size 224, or --image-size 224x320"
+        )
     return int(parts[0]), int(parts[-1])
 
 

@@ -28,11 +28,10 @@ class VitrailError(Exception):
 
     def __str__(self) -> str:
         lines = [f"{self.what}"]
-        if self.expected:
-            is_hint = self.expected.startswith(("did you mean", "known: "))
-            lines.append(self.expected if is_hint else f"expected: {self.expected}")
-        if self.fix:
-            lines.append(f"fix: {self.fix}")
+        for word, text in (("expected", self.expected), ("fix", self.fix)):
+            if text:
+                is_hint = text.startswith(("did you mean", "known: "))
+                lines.append(text if is_hint else f"{word}: {text}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, str]:

@@ -52,7 +52,12 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
 def resolve(path: Path) -> Path:
     """A run folder's best checkpoint; any other path as it is."""
     if not path.exists():
-        raise CheckpointError("VT078", f"{path} does not exist", "a run folder, a model folder or an .npz file")
+        raise CheckpointError(
+            "VT078",
+            f"{path} does not exist",
+            "a run folder, a model folder or an .npz file",
+            "vitrail demo makes a first one, runs/demo",
+        )
     steps = path / "checkpoints"
     if not steps.is_dir():
         return path

@@ -68,7 +68,12 @@ class Source:
 
     def split(self, name: str) -> Dataset:
         if name not in self.splits:
-            raise DataError("VT010", f"{self.name} has no split {name!r}", f"one of {', '.join(self.splits)}")
+            raise DataError(
+                "VT010",
+                f"{self.name} has no split {name!r}",
+                f"one of {', '.join(self.splits)}",
+                nearest(name, self.splits),
+            )
         return self.splits[name]
 
     def counts(self) -> dict[str, dict[str, int]]:

@@ -139,7 +139,8 @@ def _small_model(source: Source, seen: Look, image_size: tuple[int, int] | None)
         head=LinearHead(len(source.classes)),
         image_size=side,
     )
-    return config, f"{side[0]}x{side[1]} px, because the pictures' shorter side is {seen.side} px (median)"
+    why = "as asked" if image_size else f"because the pictures' shorter side is {seen.side} px (median)"
+    return config, f"{side[0]}x{side[1]} px, {why}"
 
 
 def _named(source: Source, seen: Look, model: str, image_size: tuple[int, int] | None) -> tuple[ViTConfig, str]:
