@@ -80,24 +80,50 @@ def block(x, p, prefix, heads, form="tanh", epsilon=1e-6, bias=None):
     return x + scale[1] * (hidden @ p[prefix + "mlp.contract.weight"] + p[prefix + "mlp.contract.bias"]), maps
 
 
+def encode(image, p, config, form="tanh", epsilon=1e-6):
+    """Tokens after the last layer and attention maps, for learned 1-D and for relative positions."""
+    x = patches_of(image, config.tokenizer.patch) @ p["tokenizer.project.weight"] + p["tokenizer.project.bias"]
+    registers = p.get("pool.registers", np.zeros((0, x.shape[1])))
+    front = p.get("pool.class_token", np.zeros((0, x.shape[1])))
+    if "position.tables.0.rows" in p:
+        rows = p["position.tables.0.rows"]
+        front, x = front + rows[: len(front)], x + rows[len(front) :]  # eq. 1
+    x = np.concatenate([front, registers, x])
+    maps = []
+    for layer in range(config.size.depth):
+        keys = p.get(f"position.keys.{layer}")
+        bias = None if keys is None else relative_bias(keys, len(front) + len(registers))
+        x, found = block(x, p, f"blocks.{layer}.", config.size.heads, form, epsilon, bias)
+        maps.append(found)
+    return x, np.stack(maps)
+
+
+def relative_bias(keys, prefix):
+    """q.r(p_q - p_k), scaled like q.k (paper D.4); pairs with a prefix token have none."""
+
+    def bias(q, head):
+        found = np.zeros((len(q), len(q)))
+        for i in range(prefix, len(q)):
+            for j in range(prefix, len(q)):
+                found[i, j] = q[i] @ keys[head, (i - j) + keys.shape[1] // 2] / np.sqrt(q.shape[1])
+        return found
+
+    return bias
+
+
 def forward(model, images, form="tanh", epsilon=1e-6):
     """Logits and attention maps of a plain ViT: learned 1-D positions, class token, average or attention pool."""
     p, config = parameters(model), model.config
-    logits, all_maps = [], []
-    for image in images.double().numpy():
-        x = patches_of(image, config.tokenizer.patch) @ p["tokenizer.project.weight"] + p["tokenizer.project.bias"]
-        registers = p.get("pool.registers", np.zeros((0, x.shape[1])))
-        front = p.get("pool.class_token", np.zeros((0, x.shape[1])))
-        rows = p["position.tables.0.rows"]
-        front, x = front + rows[: len(front)], x + rows[len(front) :]  # eq. 1
-        x = np.concatenate([front, registers, x])
-        maps = []
-        for layer in range(config.size.depth):
-            x, found = block(x, p, f"blocks.{layer}.", config.size.heads, form, epsilon)
-            maps.append(found)
-        logits.append(head(pool(x, p, config, len(registers), form), p))
-        all_maps.append(np.stack(maps))
-    return np.stack(logits), np.stack(all_maps)
+    registers = len(p.get("pool.registers", ()))
+    encoded = [encode(image, p, config, form, epsilon) for image in images.double().numpy()]
+    logits = [head(pool(x, p, config, registers, form), p) for x, _ in encoded]
+    return np.stack(logits), np.stack([maps for _, maps in encoded])
+
+
+def probe_attention(x, p, config):
+    """Where the probe of attention pooling looks: heads tokens."""
+    x = layer_norm(x, p["pool.norm.weight"], p["pool.norm.bias"], config.block.norm.epsilon)
+    return multi_head_attention(p["pool.probe"], attention_weights(p, "pool.attention."), config.size.heads, x)[1][:, 0]
 
 
 def pool(x, p, config, registers, form):

@@ -131,15 +131,7 @@ def test_relative_bias_equals_the_definition(inject, pool):
     )
     x, prefix = np.concatenate([front, x]), len(front)
     for layer in range(3):
-        keys = p[f"position.keys.{layer if inject == 'every-layer' else 0}"]
-
-        def bias(q, head, keys=keys):
-            found = np.zeros((len(q), len(q)))
-            for i in range(prefix, len(q)):
-                for j in range(prefix, len(q)):
-                    found[i, j] = q[i] @ keys[head, (i - j) + 15] / np.sqrt(8)
-            return found
-
+        bias = oracle.relative_bias(p[f"position.keys.{layer if inject == 'every-layer' else 0}"], prefix)
         x, _ = oracle.block(x, p, f"blocks.{layer}.", 4, bias=bias if inject != "stem" or layer == 0 else None)
     expected = oracle.head(oracle.pool(x, p, config, pool.registers, "tanh"), p)
     with torch.no_grad():

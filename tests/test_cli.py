@@ -298,6 +298,5 @@ def test_a_reader_that_goes_away_is_no_error():
 
 
 def test_every_verb_is_known_to_these_tests():
-    assert set(verbs()) == {"demo", "train", "eval", "predict", "models", "doctor", "data"} and verbs(app["data"]) == [
-        "fetch"
-    ]
+    assert set(verbs()) == {"demo", "train", "eval", "predict", "explain", "report", "models", "doctor", "data"}
+    assert verbs(app["data"]) == ["fetch"]

@@ -11,6 +11,8 @@ FROZEN = {
     },
     "eval": {"--data", "--split", "--image-size", "--out", "--device", "--json"},
     "predict": {"--image-size", "--top", "--device", "--json"},
+    "explain": {"--layer", "--head", "--query", "--out", "--image-size", "--device", "--json"},
+    "report": {"--json"},
     "models": {"--image-size", "--json"},
     "doctor": {"--json"},
 }

@@ -19,7 +19,7 @@ from vitrail.data.batches import Pictures
 from vitrail.data.sources import Dataset, open_source
 from vitrail.errors import DataError
 from vitrail.evaluation import baselines
-from vitrail.evaluation.baselines import hits_of, majority, nearest_pixels, neighbours, pixels
+from vitrail.evaluation.baselines import majority, nearest_pixels, neighbours, pixels, right_of
 from vitrail.preprocessing import Preprocessing
 from vitrail.recipes.execute import Asked, default_folder, plan_run
 
@@ -40,12 +40,13 @@ def test_everything_is_there(run):
     expected = {
         "command.txt", "config.json", "environment.json", "git.txt", "diff.patch", "data.json", "split.csv",
         "metrics.jsonl", "status.json", "README.md", "samples/train_batch.png", "eval/test/predictions.csv",
-        "eval/test/summary.json", "events.log", "checkpoints/latest", "checkpoints/best", ".lock",
+        "eval/test/summary.json", "eval/suspects.csv", "eval/suspects.json",
+            "report.html", "plots/curves.png", "plots/confusion.png", "plots/reliability.png", "samples/gallery.json", "events.log", "checkpoints/latest", "checkpoints/best", ".lock",
     }  # fmt: skip
     for step in {best, latest}:
         expected |= {f"checkpoints/{step}/{name}" for name in (*model, "training.safetensors", "training.json")}
     assert expected <= contents
-    extra = {name for name in contents - expected if not name.startswith("checkpoints/step-")}
+    extra = {name for name in contents - expected if not name.startswith(("checkpoints/step-", "samples/gallery/"))}
     assert not extra
 
 
@@ -237,12 +238,12 @@ def test_nearest_neighbours_equal_scikit_learn(digits, monkeypatch):
         classifier.fit(reference.astype(float), labels.argmax(axis=1))
         return (classifier.predict(pixels(queries).astype(float)) == queries.dataset.targets.argmax(axis=1)).sum()
 
-    for distances, part in ((16_000_000, 8192), (5_000, 100)):
-        monkeypatch.setattr(baselines, "_DISTANCES", distances)
-        monkeypatch.setattr(baselines, "_PART", part)
+    for queries, references in ((512, 2048), (37, 100)):
+        monkeypatch.setattr(baselines, "_QUERIES", queries)
+        monkeypatch.setattr(baselines, "_REFERENCES", references)
         found = neighbours(reference, pixels(test), 10)
         for k in (1, 3, 5, 10):
-            assert abs(hits_of(found[:, :k], labels, test.dataset.targets) - scikit_learn(test, k)) <= (k > 1)
+            assert abs(right_of(found[:, :k], labels, test.dataset.targets).sum() - scikit_learn(test, k)) <= (k > 1)
     chosen = nearest_pixels(train, val, test)
     k = int(chosen.how.split()[0])
     scores = {k: scikit_learn(val, k) for k in (1, 3, 5, 10)}

@@ -9,6 +9,7 @@ _HOMES = {
     "load": "vitrail.deployment.classifier",
     "save": "vitrail.checkpoints.loading",
     "adapt": "vitrail.checkpoints.adapt",
+    "explain": "vitrail.inspection.explanation",
     "train": "vitrail.recipes.execute",
     "ViT": "vitrail.model.vit",
     "ViTConfig": "vitrail.model.vit",

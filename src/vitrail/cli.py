@@ -36,6 +36,7 @@ Out = Annotated[Path | None, Parameter(help="The run folder.")]
 Device = Annotated[str, Parameter(help="auto, cpu or cuda.")]
 Sets = Annotated[list[str], Parameter(name="--set", negative="", help="KEY=VALUE, any key of the plan; repeatable.")]
 Files = Annotated[list[str], Parameter(negative="", allow_leading_hyphen=True)]  # for "-", standard input
+Heads = Annotated[list[int], Parameter(negative="")]
 Size = Annotated[str | None, Parameter(name="--image-size", help="Pixels: 224, or HEIGHTxWIDTH.")]
 
 
@@ -81,6 +82,7 @@ def train(
     lr: float | None = None,
     seed: int = 0,
     workers: int = 0,
+    track: str | None = None,
     device: Device = "auto",
     set_: Sets = [],  # noqa: B006  cyclopts copies it
     plan: Plan = False,
@@ -106,18 +108,22 @@ def train(
         Initial weights and the order of the images.
     workers
         Processes that prepare images; never changes the result.
+    track
+        Also write RUN/trackers for tensorboard, wandb (offline), mlflow: a list with commas. Never changes the result.
     overwrite
         Start over where the folder holds another run.
     """
     from vitrail.commands.training import run_training
     from vitrail.recipes.execute import Asked, Machine
+    from vitrail.training.trackers import named
 
+    trackers = named(track) if track is not None else ()
     settings = {"training.seed": str(seed), **_assignments(set_)}
     for key, value in (("training.epochs", epochs), ("training.batch_size", batch_size), ("optimizer.lr", lr)):
         if value is not None:
             settings[key] = str(value)
     asked = Asked(recipe, model, weights, parse_size(image_size), settings)
-    machine = Machine(device=device, workers=workers)
+    machine = Machine(device=device, workers=workers, trackers=trackers)
     return run_training(data, out, asked, machine, plan, overwrite, json_, quiet)
 
 
@@ -165,6 +171,47 @@ def predict(
     if flags := [name for name in files if name.startswith("-") and name != "-"]:  # mistyped, no files
         raise _unknown(["predict"], flags[0])
     return run_prediction(model, files or ["-"], parse_size(image_size), top, device, json_)
+
+
+@app.command
+def explain(
+    model: Path, picture: Path, /, *, layer: int | None = None, head: Heads = [], query: str | None = None,  # noqa: B006
+    out: Path | None = None, image_size: Size = None, device: Device = "auto", json_: Json = False,
+) -> int:  # fmt: skip
+    """Show where a model looks in a picture: attention through all layers (rollout), or of one layer.
+
+    Parameters
+    ----------
+    model
+        Run folder, model folder or official .npz.
+    picture
+        The picture.
+    layer
+        Show this layer alone, 0 the first, -1 the last; default: rollout through all.
+    head
+        Of that layer, from 0; repeatable; default: the mean of all.
+    query
+        Who looks: class, mean, or a patch as ROW,COL; default: what the model's head reads.
+    out
+        Draw it into this .png; default: numbers only, nothing is written.
+    """
+    from vitrail.commands.inspection import run_explanation
+
+    return run_explanation(model, picture, layer, head, query, out, parse_size(image_size), device, json_)
+
+
+@app.command
+def report(run: Path, /, *, json_: Json = False) -> int:
+    """Rebuild a run's report.html, model card and plots from its folder alone, and print what it found.
+
+    Parameters
+    ----------
+    run
+        Run folder; finished, interrupted or half-empty.
+    """
+    from vitrail.commands.report import run_report
+
+    return run_report(run, json_)
 
 
 @app.command

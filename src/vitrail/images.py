@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from threading import Lock
+from threading import Condition, Lock
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -22,6 +24,8 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 512 * 2**20
+DECODED_PIXELS = 64_000_000  # by all threads together; four photographs of 16 megapixels
+_STRIP = 2**20  # pixels converted at a time: a picture is in memory twice, not five times
 # The codecs in wide use; Pillow knows some forty more, each a door for hostile files.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _RESAMPLING = {
@@ -65,10 +69,27 @@ def read_picture(source: str | os.PathLike[str] | bytes, channels: int = 3) -> P
         image = _identified(content, name)
         _check_size(image, name)
         try:
-            image.load()
-            return _as_seen(image, channels)
+            with _GATE.room(image.width * image.height):
+                image.load()
+                return _as_seen(image, channels)
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError and more
             raise DataError("VT053", f"{name} is damaged or cut off: {error}", "a whole picture") from error
+
+
+def picture_of(source: str | os.PathLike[str] | bytes | Picture, channels: int = 3) -> Picture:
+    """`read_picture`, or an array that is a picture already.
+
+    Raises:
+        DataError: VT035 the array is no picture; VT050 to VT054 as `read_picture`.
+    """
+    if not isinstance(source, np.ndarray):
+        return read_picture(source, channels)
+    if source.ndim != 3 or source.dtype != np.uint8 or source.shape[2] != channels or not source.size:
+        raise DataError(
+            "VT035", f"an array of shape {source.shape} and type {source.dtype}",
+            f"uint8, height width {channels} channels",
+        )  # fmt: skip
+    return source
 
 
 def resized(
@@ -122,6 +143,29 @@ class _Quiet:
 _QUIET = _Quiet()
 
 
+class _Gate:
+    """Lets threads decode at most `limit` pixels at the same time: several large pictures at once would fill the memory."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._inside, self._left = limit, 0, Condition()
+
+    @contextmanager
+    def room(self, pixels: int) -> Iterator[None]:
+        """Waits until there is room for `pixels`; alone, a picture of any size may pass."""
+        with self._left:
+            self._left.wait_for(lambda: not self._inside or self._inside + pixels <= self._limit)
+            self._inside += pixels
+        try:
+            yield
+        finally:
+            with self._left:
+                self._inside -= pixels
+                self._left.notify_all()
+
+
+_GATE = _Gate(DECODED_PIXELS)
+
+
 def _open_bytes(content: bytes) -> BinaryIO:
     if not content:
         raise DataError("VT051", "the image is empty (0 bytes)", "a picture")
@@ -172,11 +216,17 @@ def _as_seen(image: Image.Image, channels: int) -> Picture:
     image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bit(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return from_pillow(image.convert("L" if channels == 1 else "RGB")).copy()
+    picture = np.empty((image.height, image.width, channels), dtype=np.uint8)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image
+        if rows < image.height:
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if strip.has_transparency_data:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        picture[top : top + rows] = from_pillow(strip.convert("L" if channels == 1 else "RGB"))
+    return picture
 
 
 def _upright(image: Image.Image) -> Image.Image:

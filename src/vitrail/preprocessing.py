@@ -44,16 +44,20 @@ class Preprocessing:
 
     def __call__(self, picture: Picture) -> NDArray[np.uint8]:
         """A picture, uint8 height width channels, as the model's size: uint8, channels height width."""
-        height, width = picture.shape[:2]
-        box = None
-        if self.fit == "crop":
-            aspect = self.image_size[0] / self.image_size[1]
-            tall = min(height, width * aspect) * self.crop_share
-            wide = tall / aspect
-            top, left = (height - tall) / 2, (width - wide) / 2
-            box = (left, top, left + wide, top + tall)
+        box = self.window(picture.shape[:2]) if self.fit == "crop" else None
         fitted = resized(picture, self.image_size, self.interpolation, box)
         return np.array(fitted.transpose(2, 0, 1), order="C")  # a copy: Pillow's own arrays cannot be written
+
+    def window(self, size: tuple[int, ...]) -> tuple[float, float, float, float]:
+        """What the model sees of a picture of (height, width): left, top, right, bottom in the picture's pixels."""
+        height, width = size
+        if self.fit == "stretch":
+            return 0.0, 0.0, float(width), float(height)
+        aspect = self.image_size[0] / self.image_size[1]
+        tall = min(height, width * aspect) * self.crop_share
+        wide = tall / aspect
+        top, left = (height - tall) / 2, (width - wide) / 2
+        return left, top, left + wide, top + tall
 
     def normalise(self, images: Pixels) -> Pixels:
         """uint8 batch channels height width to float32, in NumPy or torch: (images / 255 - mean) / std."""

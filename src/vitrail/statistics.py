@@ -1,8 +1,9 @@
-"""Intervals for measured shares."""
+"""Intervals for measured shares, and how shares are written."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 _Z95 = 1.959963984540054
 
@@ -27,3 +28,9 @@ def wilson_interval(hits: int, total: int, z: float = _Z95) -> tuple[float, floa
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale
     # Rounding may leave 1e-17 where the bound is exactly 0 or 1.
     return (0.0 if hits == 0 else centre - half), (1.0 if hits == total else centre + half)
+
+
+def share(value: float, interval: Sequence[float] | None = None) -> str:
+    """ "87.3 % (95 % CI 85.8-88.7)"."""
+    text = f"{100 * value:.1f} %"
+    return f"{text} (95 % CI {100 * interval[0]:.1f}-{100 * interval[1]:.1f})" if interval else text

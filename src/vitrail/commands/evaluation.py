@@ -13,12 +13,12 @@ from vitrail.data.batches import Pictures, readable
 from vitrail.data.sources import Source, open_source
 from vitrail.deployment.classifier import Classifier, Prediction, load, pictures_below
 from vitrail.errors import DataError, UsageError
-from vitrail.evaluation.accuracy import outcome, write_predictions
+from vitrail.evaluation.accuracy import outcome
 from vitrail.evaluation.baselines import majority, nearest_pixels
 from vitrail.files import read_json, write_json
 from vitrail.images import readable_name
 from vitrail.recipes.execute import Machine
-from vitrail.recipes.judge import share
+from vitrail.statistics import share
 
 MAX_BAD_SHARE = 0.05
 MAX_STDIN = 512 * 2**20
@@ -52,7 +52,7 @@ def run_evaluation(
     folder = out or (model if is_run else None)
     if folder is not None:
         place = folder / "eval" / (split if data is None else f"{Path(data).stem}-{split}")
-        write_predictions(found, place / "predictions.csv")
+        found.predictions().write(place / "predictions.csv")
         if data is not None or split != "test":  # the run's own test summary belongs to the run
             write_json(place / "summary.json", summary)
         summary["written"] = str(place)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from vitrail.recipes.execute import Asked, Machine, default_folder, plan_run, train
-from vitrail.recipes.judge import Result, share
+from vitrail.recipes.judge import Result
 from vitrail.recipes.plan import facts
+from vitrail.report.findings import findings, next_steps
+from vitrail.report.story import read_story
+from vitrail.statistics import share
+
+TOLD = 6  # findings, and next steps, on the terminal; the report has all
 
 
 def run_training(
@@ -70,21 +74,16 @@ def plan_text(found: dict[str, Any], folder: Path) -> str:
 
 def result_text(result: Result) -> str:
     """The result beside its baselines, where it is, and what to type next."""
-    folder = shlex.quote(str(result.folder))
     rows = [("this model", share(result.top1, result.summary["top1_interval"]))]
     rows += [(baseline.name, share(baseline.top1, baseline.interval)) for baseline in result.baselines]
     head = "done already" if result.already else "done"
     lines = [f"{head}   top-1 on {result.summary['n']} test images"]
     lines += [f"       {name:<20}{value}" for name, value in rows]
-    best = max(result.baselines, key=lambda baseline: baseline.top1)
-    if result.top1 <= best.top1:
-        lines.append(f"       This model does not beat {best.name}: more epochs or more images may help.")
-    lines += [
-        f"where  {result.folder}",
-        f"next   vitrail predict {folder} PICTURE.png",
-        f"       vitrail eval {folder}",
-        f'       python -c \'import vitrail; print(vitrail.load("{result.folder}").predict("PICTURE.png"))\'',
-    ]
+    story = read_story(result.folder)
+    lines += [f"{finding.severity:<6} {finding.title}" for finding in findings(story) if finding.severity != "good"][:TOLD]
+    page = result.folder / "report.html"
+    lines += [f"where  {page if page.is_file() else result.folder}"]
+    lines += [f"{'next' if not number else '    '}   {command}" for number, (_, command) in enumerate(next_steps(story)[:TOLD])]
     return "\n".join(lines)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -87,9 +87,13 @@ class Pictures:
     def without_bad(self) -> Pictures:
         """The same pictures less those that cannot be read."""
         good = [index for index in range(len(self.dataset)) if index not in self.bad]
-        cache = [self.cache[index] for index in good] if self.cache else []
         listed = [f"{self.dataset.ids[index]}: {self.bad[index].what}" for index in sorted(self.bad)]
-        return Pictures(self.dataset.subset(good), self.preprocessing, cache, passed_over=listed)
+        return replace(self.subset(good), passed_over=listed)
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Pictures:
+        """Some of the pictures, in this order."""
+        cache = [self.cache[index] for index in indices] if self.cache else []
+        return Pictures(self.dataset.subset(indices), self.preprocessing, cache)
 
     def _checked(self, index: int) -> Picture | None:
         try:

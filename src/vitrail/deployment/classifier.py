@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.loading import read
 from vitrail.errors import DataError, VitrailError
-from vitrail.images import SUFFIXES, Picture, read_picture
+from vitrail.images import SUFFIXES, Picture, picture_of
 from vitrail.model.vit import ViT
 from vitrail.preprocessing import Preprocessing
 
@@ -109,15 +109,8 @@ class Classifier:
                 yield picture if isinstance(picture, DataError) else self._prediction(source, next(scores))
 
     def _prepared(self, source: Source) -> NDArray[np.uint8] | DataError:
-        channels = self.preprocessing.channels
         try:
-            picture = source if isinstance(source, np.ndarray) else read_picture(source, channels)
-            if picture.ndim != 3 or picture.dtype != np.uint8 or picture.shape[2] != channels:
-                return DataError(
-                    "VT035", f"an array of shape {picture.shape} and type {picture.dtype}",
-                    f"uint8, height width {channels} channels",
-                )  # fmt: skip
-            return self.preprocessing(picture)
+            return self.preprocessing(picture_of(source, self.preprocessing.channels))
         except DataError as error:
             return error
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import StringIO
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.data.batches import Pictures, evaluation_batches
-from vitrail.files import explained, write_text
+from vitrail.evaluation.predictions import Predictions
 from vitrail.predictor import Predictor
 from vitrail.statistics import wilson_interval
 
@@ -51,6 +48,30 @@ class Outcome:
         values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
         return -(values * self.targets).sum(axis=1)
 
+    def probabilities(self) -> NDArray[np.float64]:
+        """Softmax over the classes, or a sigmoid each for several labels; images classes."""
+        values = self.logits.astype(np.float64)
+        if self.multi_label:
+            return 1 / (1 + np.exp(-values))
+        powers = np.exp(values - values.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    def answers(self) -> NDArray[np.bool_]:
+        """What the model says is true: the most probable class, or every class at one half or more; images classes."""
+        if self.multi_label:
+            return self.logits >= 0
+        return np.arange(len(self.classes)) == self.order[:, :1]
+
+    def predictions(self) -> Predictions:
+        """Image by image, as predictions.csv has it."""
+        order, best = self.order, self.order[:, 0]
+        true_in_order = np.take_along_axis(self.targets, order, axis=1) > 0
+        rank = np.where(true_in_order.any(axis=1), true_in_order.argmax(axis=1) + 1, 0)
+        labels = tuple(";".join(self.classes[c] for c in np.flatnonzero(row)) for row in self.targets)
+        probability = self.probabilities()[np.arange(len(best)), best]
+        said = tuple(self.classes[index] for index in best)
+        return Predictions(self.ids, labels, said, probability, self.losses(), rank)
+
     def summary(self) -> dict[str, float | int | list[float]]:
         """top1 with its 95 % Wilson interval, top5 where there are more than five classes, loss and n."""
         total = len(self.ids)
@@ -59,7 +80,7 @@ class Outcome:
         if len(self.classes) > 5:
             found["top5"] = self.hits(5) / max(1, total)
         if self.multi_label:
-            found["exact"] = float(((self.logits > 0) == (self.targets > 0)).all(axis=1).mean()) if total else math.nan
+            found["exact"] = float((self.answers() == (self.targets > 0)).all(axis=1).mean()) if total else math.nan
         found["loss"] = float(self.losses().mean()) if total else math.nan
         return found
 
@@ -86,31 +107,3 @@ def outcome(predictor: Predictor, pictures: Pictures) -> Outcome:
     return Outcome(
         dataset.ids, np.concatenate([empty, *logits]), dataset.targets, predictor.classes, predictor.multi_label
     )
-
-
-def write_predictions(found: Outcome, path: Path) -> None:
-    """predictions.csv: file,label,pred,prob,loss,rank; rank 1 means that the most probable class is true."""
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("file", "label", "pred", "prob", "loss", "rank"))
-    order, losses, probabilities = found.order, found.losses(), _probabilities(found)
-    for row, name in enumerate(found.ids):
-        true = np.flatnonzero(found.targets[row])
-        places = np.flatnonzero(np.isin(order[row], true))
-        label = ";".join(found.classes[index] for index in true)
-        best = int(order[row, 0])
-        rank = int(places[0]) + 1 if len(places) else ""
-        writer.writerow(
-            (name, label, found.classes[best], f"{probabilities[row, best]:.6f}", f"{losses[row]:.6f}", rank)
-        )
-    with explained(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text.getvalue())
-
-
-def _probabilities(found: Outcome) -> NDArray[np.float64]:
-    values = found.logits.astype(np.float64)
-    if found.multi_label:
-        return 1 / (1 + np.exp(-values))
-    powers = np.exp(values - values.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)

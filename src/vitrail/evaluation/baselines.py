@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,27 +14,34 @@ from vitrail.statistics import wilson_interval
 
 CHOICES = (1, 3, 5, 10)
 SIDE = 32  # larger pictures are reduced to this side first
-_DISTANCES = 16_000_000  # kept at a time: 200 MB with their order
-_PART = 8192
+# Distances are computed for so many queries and references at a time: 4 MB, and 8 MB for their order.
+_QUERIES, _REFERENCES = 512, 2048
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A share of right answers with its interval, and how it came about."""
+    """A share of right answers with its interval, and how it came about.
+
+    Attributes:
+        right: image by image, while the images are at hand.
+    """
 
     name: str
     top1: float
     interval: tuple[float, float]
     how: str
+    right: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, name: str, right: NDArray[np.bool_], how: str) -> Baseline:
+        hits, total = int(right.sum()), len(right)
+        return cls(name, hits / max(1, total), wilson_interval(hits, total), how, right)
 
 
 def majority(train: Pictures, test: Pictures) -> Baseline:
     """Always the class that is most common in training."""
     index, _ = most_common(train.dataset)
-    hits, total = int(test.dataset.targets[:, index].sum()), len(test.dataset)
-    return Baseline(
-        "majority class", hits / max(1, total), wilson_interval(hits, total), "the most common training class"
-    )
+    return Baseline.of("majority class", test.dataset.targets[:, index] > 0, "the most common training class")
 
 
 def nearest_pixels(train: Pictures, val: Pictures, test: Pictures) -> Baseline:
@@ -42,16 +49,15 @@ def nearest_pixels(train: Pictures, val: Pictures, test: Pictures) -> Baseline:
     reference, labels = pixels(train), train.dataset.targets
     choices = [k for k in CHOICES if k <= len(reference)]
     found = neighbours(reference, pixels(val), max(choices))
-    shares = {k: hits_of(found[:, :k], labels, val.dataset.targets) for k in choices}
+    shares = {k: int(right_of(found[:, :k], labels, val.dataset.targets).sum()) for k in choices}
     k = max(shares, key=lambda choice: (shares[choice], -choice))
-    hits = hits_of(neighbours(reference, pixels(test), k), labels, test.dataset.targets)
+    right = right_of(neighbours(reference, pixels(test), k), labels, test.dataset.targets)
     how = f"{k} nearest of {len(reference)} training images by pixels, k chosen on val"
-    total = len(test.dataset)
-    return Baseline("nearest neighbours", hits / max(1, total), wilson_interval(hits, total), how)
+    return Baseline.of("nearest neighbours", right, how)
 
 
-def hits_of(found: NDArray[np.int64], labels: NDArray[np.float32], targets: NDArray[np.float32]) -> int:
-    """How many queries have their most voted class among their true ones; a tie goes to the nearer neighbour.
+def right_of(found: NDArray[np.int64], labels: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which queries have their most voted class among their true ones; a tie goes to the nearer neighbour.
 
     Args:
         found: the neighbours of each query, nearest first.
@@ -59,32 +65,41 @@ def hits_of(found: NDArray[np.int64], labels: NDArray[np.float32], targets: NDAr
     """
     # A vote weighs a little less with each place, so that ties fall to the nearest.
     weights = 1 - 1e-3 * np.arange(found.shape[1])
-    votes = (labels[found] * weights[None, :, None]).sum(axis=1)
-    return int((targets[np.arange(len(votes)), votes.argmax(axis=1)] > 0).sum())
+    right = np.empty(len(found), dtype=bool)
+    for start in range(0, len(found), _QUERIES):
+        chunk = found[start : start + _QUERIES]
+        votes = sum(labels[chunk[:, place]] * weight for place, weight in enumerate(weights))
+        right[start : start + len(chunk)] = targets[start + np.arange(len(chunk)), np.argmax(votes, axis=1)] > 0
+    return right
 
 
 def neighbours(reference: NDArray[np.uint8], queries: NDArray[np.uint8], k: int) -> NDArray[np.int64]:
     """Indices of the k nearest rows of `reference` by Euclidean distance, nearest first; queries k."""
+    k = min(k, len(reference))
     found = np.empty((len(queries), k), dtype=np.int64)
-    size = max(1, _DISTANCES // len(reference))
-    for start in range(0, len(queries), size):
-        chunk = queries[start : start + size].astype(np.float32)
-        distances = np.empty((len(chunk), len(reference)), dtype=np.float32)
-        for at in range(0, len(reference), _PART):
-            part = reference[at : at + _PART].astype(np.float32)
+    for start in range(0, len(queries), _QUERIES):
+        chunk = queries[start : start + _QUERIES].astype(np.float32)
+        # The nearest of each part, and of those the nearest: memory does not grow with the number of references.
+        places, distances = [], []
+        for at in range(0, len(reference), _REFERENCES):
+            part = reference[at : at + _REFERENCES].astype(np.float32)
             # |q|^2 is the same for every reference and does not change the order.
-            distances[:, at : at + _PART] = (part * part).sum(axis=1)[None] - 2 * chunk @ part.T
-        nearest = np.argpartition(distances, min(k, len(reference)) - 1, axis=1)[:, :k]
-        order = np.argsort(np.take_along_axis(distances, nearest, axis=1), axis=1, kind="stable")
-        found[start : start + len(chunk)] = np.take_along_axis(nearest, order, axis=1)
+            far = chunk @ part.T
+            far *= -2
+            far += (part * part).sum(axis=1)
+            nearest = np.argpartition(far, min(k, len(part)) - 1, axis=1)[:, :k]
+            places.append(nearest + at)
+            distances.append(np.take_along_axis(far, nearest, axis=1))
+        order = np.argsort(np.concatenate(distances, axis=1), axis=1, kind="stable")[:, :k]
+        found[start : start + len(chunk)] = np.take_along_axis(np.concatenate(places, axis=1), order, axis=1)
     return found
 
 
 def pixels(pictures: Pictures) -> NDArray[np.uint8]:
     """Every image as one row of pixels at the model's size, or smaller."""
     height, width = (min(SIDE, side) for side in pictures.preprocessing.image_size)
-    rows = [
-        resized(pictures.preprocessing(pictures[index]).transpose(1, 2, 0), (height, width)).reshape(-1)
-        for index in range(len(pictures.dataset))
-    ]
-    return np.stack(rows)
+    rows = np.empty((len(pictures.dataset), height * width * pictures.preprocessing.channels), dtype=np.uint8)
+    for index, row in enumerate(rows):
+        image = pictures.preprocessing(pictures[index]).transpose(1, 2, 0)
+        row[:] = resized(image, (height, width)).reshape(-1)
+    return rows

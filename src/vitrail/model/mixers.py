@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitrail.errors import UsageError
 from vitrail.model.tokenizers import Context, Tokens
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class CaptureRequest:
-    """What an attention module should record during its next forward passes."""
+    """What an attention module should record during its next forward passes, and who is told."""
 
-    tape: list[AttentionMap]
+    record: Callable[[AttentionMap], None]
     heads: tuple[int, ...] | None = None
     queries: tuple[int, ...] | None = None
 
@@ -92,6 +93,11 @@ class MultiHeadAttention(nn.Module):
             mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
         return self.project(rearrange(mixed, "b h n d -> b n (h d)"))
 
+    def weights(self, tokens: Tokens, context: Tokens | None = None) -> Float[Tensor, "batch heads queries tokens"]:
+        """What every head would attend to, without positions; rows sum to 1."""
+        queries, keys, _ = self._project(tokens, context)
+        return _weights(queries, keys, None)
+
     def _project(self, tokens: Tokens, context: Tokens | None) -> Sequence[Tensor]:
         if context is None:
             fused = self.query_key_value(tokens.values)
@@ -112,22 +118,37 @@ class MultiHeadAttention(nn.Module):
         bias: Tensor | None,
         attended: Tokens,
     ) -> Float[Tensor, "batch heads tokens head_dim"]:
-        """Records the weights that were asked for.
+        """Records the weights that were asked for, and computes no others: the fused path mixes the values as ever.
 
-        All of them: they are the ones that mix the values. A part of them: only those rows are computed, beside the
-        fused path, so that one layer of a large model at high resolution fits into memory.
+        So one layer of a large model at high resolution fits into memory, and recording changes no answer. Only where
+        gradients are kept and all weights are asked for do they mix the values themselves, so that they have gradients.
         """
-        whole = request.heads is None and request.queries is None
         heads = slice(None) if request.heads is None else list(request.heads)
         rows = slice(None) if request.queries is None else list(request.queries)
-        scores = queries[:, heads][:, :, rows] @ keys[:, heads].transpose(-2, -1) * queries.shape[-1] ** -0.5
-        if bias is not None:
-            scores = scores + bias.expand(len(queries), self.heads, -1, -1)[:, heads][:, :, rows]
-        weights = scores.softmax(dim=-1)
-        request.tape.append(AttentionMap(self.layer, weights, request.heads, request.queries, attended))
-        if whole:
+        _check_queries(request.queries, queries.shape[2])
+        part = None if bias is None else bias.expand(len(queries), self.heads, -1, -1)[:, heads][:, :, rows]
+        weights = _weights(queries[:, heads][:, :, rows], keys[:, heads], part)
+        request.record(AttentionMap(self.layer, weights, request.heads, request.queries, attended))
+        if weights.requires_grad and request.heads is None and request.queries is None:
             return weights @ values
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+
+
+def _weights(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Float[Tensor, "batch heads queries tokens"]:
+    """softmax(q k / sqrt(head_dim) + bias), paper eq. 6. The queries are scaled, because the scores are far larger."""
+    scores = queries * queries.shape[-1] ** -0.5 @ keys.transpose(-2, -1)
+    return (scores if bias is None else scores + bias).softmax(dim=-1)
+
+
+def _check_queries(queries: tuple[int, ...] | None, count: int) -> None:
+    for query in queries or ():
+        if not -count <= query < count:
+            raise UsageError(
+                "VT040",
+                f"queries: there is no token {query} among {count}",
+                f"{-count} to {count - 1}",
+                "class token and registers come first, then the patches row by row",
+            )
 
 
 MIXERS: dict[str, type[Mixer]] = {"attention": Attention}

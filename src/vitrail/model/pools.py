@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -59,7 +60,13 @@ class AttentionPool(Pool):
 
 
 class PoolModule(nn.Module, ABC):
-    """Prefix tokens, final norm, pooling."""
+    """Prefix tokens, final norm, pooling.
+
+    Attributes:
+        reads: the class token, the mean of the patches, or what a learned probe asks for.
+    """
+
+    reads: ClassVar[Literal["class", "mean", "probe"]]
 
     def __init__(self, context: Context, norm: Norm, class_tokens: int, registers: int) -> None:
         super().__init__()
@@ -79,16 +86,29 @@ class PoolModule(nn.Module, ABC):
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
         """One vector per image."""
 
+    @abstractmethod
+    def weights(self, tokens: Tokens) -> Float[Tensor, "batch tokens"]:
+        """How much each token counts in that vector; the weights of an image sum to 1."""
+
 
 class TokenPool(PoolModule):
+    reads = "class"
+
     def __init__(self, context: Context, norm: Norm, registers: int) -> None:
         super().__init__(context, norm, class_tokens=1, registers=registers)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
         return self.norm(tokens.values[:, 0])
 
+    def weights(self, tokens: Tokens) -> Float[Tensor, "batch tokens"]:
+        weights = tokens.values.new_zeros(tokens.values.shape[:2])
+        weights[:, 0] = 1
+        return weights
+
 
 class AveragePool(PoolModule):
+    reads = "mean"
+
     def __init__(self, context: Context, norm: Norm, registers: int) -> None:
         super().__init__(context, norm, class_tokens=0, registers=registers)
 
@@ -96,11 +116,17 @@ class AveragePool(PoolModule):
         normed = self.norm(tokens.patches)
         if tokens.sizes is None:
             return normed.mean(dim=1)
-        weights = tokens.sizes[:, tokens.prefix :, None]
-        return (normed * weights).sum(dim=1) / weights.sum(dim=1)
+        return (normed * self.weights(tokens)[:, tokens.prefix :, None]).sum(dim=1)
+
+    def weights(self, tokens: Tokens) -> Float[Tensor, "batch tokens"]:
+        weights = tokens.values.new_ones(tokens.values.shape[:2]) if tokens.sizes is None else tokens.sizes.clone()
+        weights[:, : tokens.prefix] = 0
+        return weights / weights.sum(dim=1, keepdim=True)
 
 
 class ProbePool(PoolModule):
+    reads = "probe"
+
     def __init__(self, context: Context, norm: Norm, registers: int) -> None:
         super().__init__(context, norm, class_tokens=0, registers=registers)
         self.probe = nn.Parameter(torch.empty(1, context.dim))
@@ -110,10 +136,17 @@ class ProbePool(PoolModule):
         self.mlp = MLP().build(context)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
-        attended = Tokens(self.norm(tokens.values), tokens.grid, tokens.prefix)
-        probe = Tokens(self.probe.expand(len(tokens.values), -1, -1), (1, 1))
+        probe, attended = self._asked(tokens)
         pooled = self.attention(probe, context=attended)
         return (pooled + self.mlp(self.mlp_norm(pooled)))[:, 0]
+
+    def weights(self, tokens: Tokens) -> Float[Tensor, "batch tokens"]:
+        """The probe's attention, averaged over its heads."""
+        return self.attention.weights(*self._asked(tokens)).mean(dim=1)[:, 0]
+
+    def _asked(self, tokens: Tokens) -> tuple[Tokens, Tokens]:
+        attended = Tokens(self.norm(tokens.values), tokens.grid, tokens.prefix)
+        return Tokens(self.probe.expand(len(tokens.values), -1, -1), (1, 1)), attended
 
 
 POOLS: dict[str, type[Pool]] = {"class-token": ClassToken, "global-average": GlobalAverage, "attention": AttentionPool}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,10 +18,15 @@ from vitrail.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Step:
-    """A loss to minimise, summed over the samples so that micro-batches add up, and metrics as tensors."""
+    """A loss to minimise, summed over the samples so that micro-batches add up, and metrics as tensors.
+
+    Attributes:
+        margins: of each sample, the logit of its class less the largest other one; None where that has no meaning.
+    """
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]
+    margins: Float[Tensor, " batch"] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,13 @@ class SupervisedObjective(nn.Module):
         else:
             losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
         hits = (logits.argmax(dim=1) == batch.labels.argmax(dim=1)).float()
-        return Step((losses * batch.weights).sum(), {"top1": (hits * batch.weights).sum().detach()})
+        margins = _margins(logits.detach(), batch.labels) if self.config.loss == "softmax" else None
+        return Step((losses * batch.weights).sum(), {"top1": (hits * batch.weights).sum().detach()}, margins)
 
     def after_step(self) -> None:
         """Nothing moves along with the weights."""
+
+
+def _margins(logits: Float[Tensor, "batch classes"], labels: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
+    classes = labels.argmax(dim=1, keepdim=True)
+    return (logits.gather(1, classes) - logits.scatter(1, classes, -math.inf).amax(dim=1, keepdim=True)).squeeze(1)

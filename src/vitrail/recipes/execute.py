@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -20,16 +21,19 @@ from vitrail.data.batches import Pictures, StepBatches, readable
 from vitrail.data.sources import Source, open_source
 from vitrail.data.tables import csv_text
 from vitrail.deployment.classifier import Classifier
-from vitrail.errors import UsageError, nearest
+from vitrail.errors import UsageError, VitrailError, nearest
 from vitrail.evaluation.accuracy import Accuracy
 from vitrail.files import read_json
+from vitrail.model.sizes import cost
 from vitrail.model.vit import ViT, build
 from vitrail.recipes.classification import RECIPES, fine_tune
-from vitrail.recipes.judge import Result, judge, read_result
+from vitrail.recipes.judge import Result, describe, judge, read_result
 from vitrail.recipes.run import Run, differences
 from vitrail.training.folder import holds_run, locked, refuse_foreign, remove_run, write_beginning
 from vitrail.training.loop import Parts, Trainer
 from vitrail.training.progress import Progress
+from vitrail.training.trackers import Tracker
+from vitrail.training.tracking import Tracking
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -41,6 +45,7 @@ class Machine:
     device: str = "auto"
     workers: int = 0
     threads: int = field(default_factory=lambda: torch.get_num_threads())
+    trackers: tuple[type[Tracker], ...] = ()
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
@@ -125,9 +130,19 @@ def train(
         if threads is None:
             write_beginning(folder, _config(run, asked, machine), _data_facts(source, pictures), _split(source))
         _tell_skipped(pictures, trainer.progress, folder)
-        trainer.fit()
-        with trainer.progress.until_judged():
-            return judge(folder, run, source, pictures)
+        with Tracking(machine.trackers, folder, trainer.progress.note) as trainer.tracking:
+            try:
+                trainer.fit()
+                with trainer.progress.until_judged():
+                    problems = read_json(folder / "data.json").get("examination", {}).get("problems", ())
+                    result = judge(folder, source, pictures, trainer.margins.mean(), problems)
+            except VitrailError:  # stopped or failed: what there is so far is told all the same
+                with suppress(VitrailError):
+                    describe(folder)
+                raise
+            trainer.tracking.summary = result.numbers
+        describe(folder)
+        return result
 
 
 def default_folder(source: Source, run: Run) -> Path:
@@ -205,10 +220,12 @@ def _config(run: Run, asked: Asked, machine: Machine) -> dict[str, Any]:
     typed += ["model"] if asked.model else ["weights"] if asked.weights else []
     names = [name for name in configuration.keys(run.to_json()) if name != "why"]
     by_hand = {name for name in names for key in typed if f"{name}.".startswith(f"{key}.")}
+    counted = cost(run.model)
     return {
         "run": run.to_json(),
         "origin": {name: "command line" if name in by_hand else f"recipe {run.recipe}" for name in names},
         "why": list(run.why),
+        "cost": {"parameters": counted.parameters, "flops_per_image": counted.flops, "tokens": counted.tokens},
         "machine": {"device": machine.torch_device, "workers": machine.workers, "threads": machine.threads},
     }
 

@@ -15,15 +15,18 @@ import torch
 
 from vitrail.configuration import require
 from vitrail.data.batches import Batch, StepBatches, training_batches
-from vitrail.data.order import step_seed
+from vitrail.data.order import samples_of_step, step_seed
 from vitrail.data.transforms import Mixup
 from vitrail.errors import DataError, Interrupted, VitrailError
 from vitrail.objectives.supervised import SupervisedObjective
 from vitrail.training import state
+from vitrail.training.margins import Margins
+from vitrail.training.memory import peak_bytes
 from vitrail.training.optimizer import set_factor
-from vitrail.training.progress import Progress, peak_memory_bytes
+from vitrail.training.progress import Progress
 from vitrail.training.samples import save_sheet
 from vitrail.training.schedule import Schedule
+from vitrail.training.tracking import Tracking
 
 SAVE_SECONDS = 120.0
 LOG_EVERY = 20
@@ -96,6 +99,11 @@ class Trainer:
     facts: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
     saved: Path | None = None
+    tracking: Tracking = field(default_factory=Tracking)
+    margins: Margins = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.margins = Margins(len(self.parts.batches.pictures.dataset))
 
     @property
     def total(self) -> int:
@@ -109,6 +117,7 @@ class Trainer:
             VitrailError: VT080, the loss or the gradient is not a number; the last saved state is good.
         """
         self._resume()
+        self.tracking.start()  # the log is now that of the state
         with _stop_requests() as stopping, self.progress:
             saved_at = time.monotonic()
             for batch in self._timed(training_batches(self.parts.batches, self.step, self.total, self.parts.workers)):
@@ -127,7 +136,15 @@ class Trainer:
                         fix="the same command goes on from here",
                     )  # fmt: skip
 
-    def _update(self, batch: Batch) -> None:
+    def advance(self, batch: Batch) -> dict[str, float]:
+        """One step: forward and backward in micro-batches, the gradient clipped, the weights moved. Writes nothing.
+
+        Returns:
+            What the log says of the step.
+
+        Raises:
+            VitrailError: VT080, the loss or the gradient is not a number; the weights were not moved.
+        """
         settings, parts = self.settings, self.parts
         batch = self._prepared(batch)
         torch.manual_seed(step_seed(settings.seed, self.step, "dropout"))
@@ -137,6 +154,7 @@ class Trainer:
         weight = batch.weights.sum().clamp(min=1)
         loss = torch.zeros((), device=parts.device)
         metrics: dict[str, torch.Tensor] = {}
+        margins: list[torch.Tensor] = []
         for start in range(0, count, size):
             device_type = torch.device(parts.device).type
             with torch.autocast(device_type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
@@ -145,6 +163,7 @@ class Trainer:
             loss += result.loss.detach() / weight
             for name, value in result.metrics.items():
                 metrics[name] = metrics.get(name, 0) + value / weight
+            margins += [] if result.margins is None else [result.margins]
         norm = torch.nn.utils.clip_grad_norm_(
             parts.objective.parameters(), math.inf if settings.clip is None else settings.clip
         )
@@ -155,8 +174,14 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         parts.objective.after_step()
+        if margins and parts.mixing is None:  # a mixed image has no label of its own
+            samples, _ = samples_of_step(settings.seed, self.step, settings.batch_size, len(self.margins.sums))
+            self.margins.add(samples, torch.cat(margins), batch.weights)
         self.step += 1
-        facts = {"train/loss": float(loss), "lr": rate, **{f"train/{k}": float(v) for k, v in metrics.items()}}
+        return {"train/loss": float(loss), "lr": rate, **{f"train/{k}": float(v) for k, v in metrics.items()}}
+
+    def _update(self, batch: Batch) -> None:
+        facts = self.advance(batch)
         self._count_skipped(batch)
         self.progress.update(self.step, facts, len(batch.ids))
         if self.step % LOG_EVERY == 0 or self.step == self.total:
@@ -188,7 +213,7 @@ class Trainer:
         if score > self.best or self.best_step == 0:
             self.best, self.best_step = max(self.best, score), self.step
         tensors = {f"model.{name}": tensor for name, tensor in self.parts.objective.backbone.state_dict().items()}
-        tensors |= state.optimizer_tensors(self.parts.optimizers)
+        tensors |= state.optimizer_tensors(self.parts.optimizers) | self.margins.tensors()
         log = self.folder / "metrics.jsonl"
         facts = {
             "best": self.best if math.isfinite(self.best) else None, "facts": self.facts, "skipped": self.skipped,
@@ -213,6 +238,7 @@ class Trainer:
         model = {n.removeprefix("model."): t for n, t in found.tensors.items() if n.startswith("model.")}
         self.parts.objective.backbone.load_state_dict(model)
         state.restore_optimizers(self.parts.optimizers, found.tensors)
+        self.margins.restore(found.tensors)
         self.step, self.facts, self.skipped = found.step, found.facts["facts"], int(found.facts["skipped"])
         self.best = -math.inf if found.facts["best"] is None else found.facts["best"]
         self.best_step, self.saved = found.best_step, checkpoints / f"step-{found.step}"
@@ -241,9 +267,10 @@ class Trainer:
         )  # fmt: skip
 
     def _log(self, facts: dict[str, float]) -> None:
-        memory = peak_memory_bytes()
+        memory = peak_bytes()
         record = {"step": self.step, "epoch": round(self._epoch(), 4), **facts, "memory": memory}
         state.append_line(self.folder / "metrics.jsonl", record)
+        self.tracking.look()
 
     def _epoch(self) -> float:
         return self.step * self.settings.batch_size / len(self.parts.batches.pictures.dataset)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 from vitrail.errors import Interrupted, VitrailError
 from vitrail.files import explained, write_json
+from vitrail.training.memory import Usage, peak_bytes
 
 PLAIN_SECONDS = 10.0
 STATUS_SECONDS = 5.0
@@ -22,8 +22,11 @@ STATUS_SECONDS = 5.0
 class Progress:
     """Progress of one run, on stderr; `quiet` says nothing but still writes status.json."""
 
-    def __init__(self, folder: Path, total: int, batch_size: int, count: int, quiet: bool = False) -> None:
+    def __init__(
+        self, folder: Path, total: int, batch_size: int, count: int, quiet: bool = False, usage: Usage | None = None
+    ) -> None:
         self.folder, self.total, self.batch_size, self.count, self.quiet = folder, total, batch_size, count, quiet
+        self.usage = usage or Usage.begin()
         self.step = self.first = 0
         self.started = self.spoke = self.told = time.monotonic()
         self.waiting = self.images = 0.0
@@ -109,7 +112,7 @@ class Progress:
             f"{self.step / self.total:4.0%}  epoch {self.step * self.batch_size / self.count:.1f}"
             f"  loss {self.latest['train/loss']:.3f}  top1 {self.latest.get('train/top1', 0):.1%}"
             f"  {rates['images_per_second']:,.0f} img/s  data-wait {rates['data_wait']:.0%}"
-            f"  {peak_memory_bytes() / 2**20:,.0f} MB  {_clock(left)} left"
+            f"  {peak_bytes() / 2**20:,.0f} MB  {_clock(left)} left"
         )
 
     def _say(self, text: str) -> None:
@@ -125,18 +128,12 @@ class Progress:
     def _status(self, word: str) -> None:
         write_json(self.folder / "status.json", {
             "status": word, "pid": os.getpid(), "step": self.step, "steps": self.total,
-            "progress": round(self.step / self.total, 4), **self.rates(),
+            "progress": round(self.step / self.total, 4), **self.rates(), **self.usage.facts(),
         })  # fmt: skip
 
 
 def _number(name: str, value: float) -> str:
     return f"{value:.1%}" if "top" in name else f"{value:.3f}"
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,150 @@
+"""What `explain` does and prints."""
+
+from __future__ import annotations
+
+import io
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from vitrail.deployment.classifier import Prediction, load
+from vitrail.errors import UsageError
+from vitrail.files import explained, write_bytes
+from vitrail.images import Picture, read_picture, readable_name, to_pillow
+from vitrail.inspection.caveats import query_name
+from vitrail.inspection.explanation import Explanation, Patch, explain
+from vitrail.inspection.figure import figure
+from vitrail.recipes.execute import Machine
+
+
+def run_explanation(
+    model: Path,
+    picture: Path,
+    layer: int | None,
+    heads: list[int],
+    query: str | None,
+    out: Path | None,
+    image_size: tuple[int, int] | None,
+    device: str,
+    as_json: bool,
+) -> int:
+    """Explains one picture; with `out` it is drawn too."""
+    if out is not None:
+        _check_out(out, picture)
+    classifier = load(model, image_size, Machine(device).torch_device)
+    found = explain(classifier, picture, layer=layer, heads=heads or None, query=query)
+    answer = classifier.predict(str(picture))
+    assert isinstance(answer, Prediction)
+    if out is not None:
+        _draw(read_picture(picture), found, answer, out)
+    if as_json:
+        print(json.dumps(_record(found, answer, picture, out), ensure_ascii=False))
+    else:
+        print(_text(found, answer, picture, out))
+    return 0
+
+
+def _check_out(out: Path, picture: Path) -> None:
+    """Before any work: the name says what is written, and the picture itself is never overwritten."""
+    if out.suffix.lower() != ".png":
+        raise UsageError(
+            "VT002", f"--out {readable_name(out)}", "a name that ends in .png",
+            f"--out {readable_name(picture.stem)}.explain.png",
+        )  # fmt: skip
+    if out.exists() and picture.exists() and out.samefile(picture):
+        raise UsageError(
+            "VT002", f"--out {readable_name(out)} is the picture itself", "another name",
+            f"--out {picture.stem}.explain.png",
+        )  # fmt: skip
+
+
+def _draw(picture: Picture, found: Explanation, answer: Prediction, out: Path) -> None:
+    """The figure as a PNG."""
+    title = f"{Path(readable_name(answer.file)).name}: {_said(answer)}"
+    caption = f"{_method(found)}, seen from {query_name(found.query)}. The same for every class; not importance."
+    marked = found.query if isinstance(found.query, tuple) else None
+    drawn = figure(picture, found.map, found.box, title, caption, marked)
+    content = io.BytesIO()
+    to_pillow(drawn).save(content, "PNG")
+    with explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, content.getvalue())
+
+
+def _method(found: Explanation) -> str:
+    if found.layer is None:
+        return "attention rollout, all layers and heads"
+    if found.heads is None:
+        return f"attention of layer {found.layer}, all heads"
+    return f"attention of layer {found.layer}, head{'s' * (len(found.heads) > 1)} {', '.join(map(str, found.heads))}"
+
+
+def _said(answer: Prediction) -> str:
+    if answer.labels is not None:
+        return "; ".join(answer.labels) or "no label"
+    return f"{answer.label} {_percent(answer.probability)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _text(found: Explanation, answer: Prediction, picture: Path, out: Path | None) -> str:
+    rows, cols = found.map.shape
+    kept = f"{_percent(found.prefix_share)} of the weight stays on {found.prefix}" if found.prefix else ""
+    where = out or f"--out {readable_name(picture.stem)}.explain.png draws it"
+    lines = [
+        _wrapped("prediction", _said(answer)),
+        _wrapped("method", f"{_method(found)} (counted from 0)" if found.layer is not None else _method(found)),
+        _wrapped("shows", found.tells),
+        _wrapped("defined", found.definition),
+        _wrapped("spread", f"like {found.spread:.1f} of {rows * cols} patches looked at alike"),
+        *([_wrapped("not shown", kept)] if kept else []),
+        "",
+        f"row,col of {rows}x{cols}   weight   times even   pixels across, down",
+        *(_patch_line(patch, rows * cols) for patch in found.top),
+        "",
+        "What it cannot tell",
+        *(textwrap.fill(text, 80, initial_indent="- ", subsequent_indent="  ") for text in found.caveats),
+        "",
+        _wrapped("picture", readable_name(where)),
+    ]
+    return "\n".join(lines)
+
+
+def _wrapped(word: str, text: str) -> str:
+    return textwrap.fill(text, 80, initial_indent=f"{word:<12}", subsequent_indent=" " * 12, break_long_words=False)
+
+
+def _patch_line(patch: Patch, count: int) -> str:
+    left, top, right, bottom = (round(side) for side in patch.box)
+    place = f"{patch.row},{patch.col}"
+    return f"{place:>14} {_percent(patch.weight):>8} {patch.weight * count:>12.1f}   {left}-{right}, {top}-{bottom}"
+
+
+def _record(found: Explanation, answer: Prediction, picture: Path, out: Path | None) -> dict[str, Any]:
+    """Every number, the whole map included."""
+    return {
+        "file": readable_name(picture),
+        "label": answer.label,
+        "probability": answer.probability,
+        **({} if answer.labels is None else {"labels": list(answer.labels)}),
+        "method": found.method,
+        "layer": found.layer,
+        "heads": None if found.heads is None else list(found.heads),
+        "query": found.query if isinstance(found.query, str) else list(found.query),
+        "map": found.map.tolist(),
+        "prefix": found.prefix,
+        "prefix_share": found.prefix_share,
+        "spread": found.spread,
+        "top": [
+            {"row": patch.row, "col": patch.col, "weight": patch.weight, "box": list(patch.box)} for patch in found.top
+        ],
+        "box": list(found.box),
+        "class_specific": found.class_specific,
+        "definition": found.definition,
+        "tells": found.tells,
+        "caveats": list(found.caveats),
+        "picture": None if out is None else readable_name(out),
+    }

@@ -1,0 +1,82 @@
+"""README.md of a run: a Hugging Face model card with the numbers of the report, from the run folder alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vitrail.files import write_text
+from vitrail.report.findings import findings
+from vitrail.report.story import Story, read_story
+from vitrail.statistics import share
+
+CLASSES = 50
+
+
+def write_card(folder: Path) -> Path:
+    """Writes README.md."""
+    path = folder / "README.md"
+    write_text(path, card(read_story(folder)))
+    return path
+
+
+def card(story: Story) -> str:
+    """The model card; what comes from outside is escaped where Markdown would read it as a sign."""
+    summary, model = story.summary, story.run.get("model", {})
+    name = Path(str(story.data.get("source", story.folder.name))).name
+    height, width = model.get("image_size", ("?", "?"))
+    size = model.get("size", {})
+    classes = ", ".join(plain(c) for c in story.classes[:CLASSES]) + (" ..." if len(story.classes) > CLASSES else "")
+    return "\n".join([
+        "---", *_header(story, name), "---",
+        f"# {plain(name)}: a Vision Transformer of {size.get('depth', '?')} layers, {size.get('dim', '?')} dimensions", "",
+        *(_result(story) if summary else ["The run has not come to a result yet."]), "",
+        f"Images of {height}x{width} px. {len(story.classes)} classes: {classes}", "",
+        *_pictures(story), "The whole story, with pictures, is in [report.html](report.html).", "",
+        "```python", "import vitrail", f"model = vitrail.load({json.dumps(story.folder.as_posix())})",
+        'model.predict("picture.png")', "```", "",
+    ])  # fmt: skip
+
+
+def _header(story: Story, name: str) -> list[str]:
+    """YAML, every text as a JSON string, which YAML reads."""
+    lines = ["library_name: vitrail", "pipeline_tag: image-classification"]
+    if story.summary:
+        lines += [
+            "model-index:", f"- name: {json.dumps(story.folder.name)}", "  results:",
+            "  - task:", "      type: image-classification",
+            "    dataset:", f"      name: {json.dumps(name)}", "      type: imagefolder", "      split: test",
+            "    metrics:", "    - type: accuracy", f"      value: {story.summary['top1']:.4f}",
+        ]  # fmt: skip
+    return lines
+
+
+def _pictures(story: Story) -> list[str]:
+    """Plots that are there; their names are ours."""
+    names = {"curves": "Loss and top-1 over the epochs", "confusion": "Confusion table", "reliability": "Reliability"}
+    found = [name for name in names if (story.folder / "plots" / f"{name}.png").is_file()]
+    return [*(f"![{names[name]}](plots/{name}.png)" for name in found), ""] if found else []
+
+
+def _result(story: Story) -> list[str]:
+    summary: Any = story.summary
+    rows = [("this model", share(summary["top1"], summary["top1_interval"]), "")]
+    rows += [(b["name"], share(b["top1"], b["interval"]), b["how"]) for b in summary["baselines"]]
+    lines = [f"Top-1 on {summary['n']} test images ({summary['split']}):", "", "| | top-1 | how |", "|---|---|---|"]
+    lines += [f"| {name} | {value} | {how} |" for name, value, how in rows]
+    if told := [finding for finding in findings(story) if finding.severity != "good"]:
+        lines += ["", "What to know:", "", *(f"- {plain(f.title)}. {plain(f.evidence)}" for f in told)]
+    return lines
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    signs: dict[str, Any] = {sign: f"\\{sign}" for sign in "\\`*_[]#|"} | {
+        "<": "&lt;",
+        ">": "&gt;",
+        "&": "&amp;",
+        "\n": " ",
+        "\r": " ",
+    }
+    return text.translate(str.maketrans(signs))

@@ -1,0 +1,131 @@
+"""How much memory this process takes, and how much it may take."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def resident_bytes() -> int:
+    """Resident size of this process now; where the system does not tell (no /proc), its largest so far."""
+    return _status("VmRSS") or _largest()
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process since `reset_peak`, or since it began.
+
+    On Linux not `ru_maxrss`: a child inherits that from the process that started it.
+    """
+    return _status("VmHWM") or _largest()
+
+
+def reset_peak() -> None:
+    """Lets `peak_bytes` begin anew, where the system can (Linux)."""
+    try:
+        (PROC / "self" / "clear_refs").write_text("5")  # proc(5): resets the peak resident size, and no more
+    except OSError:
+        return
+
+
+def available_bytes() -> int | None:
+    """What this process may still take before the system swaps, or kills it; None where the system does not tell.
+
+    The least of the free memory, of the room in each control group above this process (containers), and of `ulimit -v`.
+    """
+    rooms = [room for room in (_kilobytes(PROC / "meminfo", "MemAvailable"), *_group_rooms()) if room is not None]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        rooms.append(max(0, limit - (_status("VmSize") or 0)))
+    return min(rooms, default=None)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a run takes from its beginning on: time, and the growth of this process's resident size."""
+
+    resident: int = field(default_factory=resident_bytes)
+    started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def begin(cls) -> Usage:
+        reset_peak()
+        return cls()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def growth(self) -> int:
+        """Largest resident size since the beginning, less the resident size at the beginning."""
+        return max(0, peak_bytes() - self.resident)
+
+    def facts(self) -> dict[str, float]:
+        """For status.json."""
+        return {
+            "seconds": round(self.seconds, 2), "peak_memory_bytes": peak_bytes(), "memory_growth_bytes": self.growth,
+        }  # fmt: skip
+
+
+def _largest() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status(name: str) -> int | None:
+    return _kilobytes(PROC / "self" / "status", name)
+
+
+def _kilobytes(path: Path, name: str) -> int | None:
+    """The line "Name:   123 kB" of a file of /proc, in bytes."""
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def _group_rooms() -> list[int]:
+    """Limit less use of every control group that holds this process, version 1 or 2."""
+    try:
+        lines = (PROC / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    rooms = []
+    for line in lines:
+        _, controllers, place = (line.split(":", 2) + ["", ""])[:3]
+        if controllers == "":
+            root, limit, used = CGROUPS, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            root, limit, used = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = root / place.lstrip("/")
+        for folder in (group, *group.parents):
+            if (room := _room(folder, limit, used)) is not None:
+                rooms.append(room)
+            if folder == root:
+                break
+    return rooms
+
+
+def _room(group: Path, limit: str, used: str) -> int | None:
+    """None where there is no limit ("max", or a number beyond all memory)."""
+    try:
+        most, now = (group / limit).read_text().strip(), int((group / used).read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    if not most.isdecimal() or int(most) >= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        return None
+    # Files that were read count as used, and are let go of when the room is needed.
+    files = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
+    return max(0, int(most) - now + files)

@@ -1,0 +1,318 @@
+"""The report says what the folder holds: every verdict follows its input, nothing from outside becomes markup."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from vitrail.errors import UsageError
+from vitrail.evaluation.predictions import Predictions, read_predictions
+from vitrail.report.card import card
+from vitrail.report.findings import findings, next_steps, train_command, without_leaks
+from vitrail.report.gallery import Tile, read_gallery, webp, write_gallery
+from vitrail.report.page import run_page
+from vitrail.report.story import Story, read_story
+
+CLASSES = ("ash", "beech", "cedar")
+
+
+def predictions(wrong=(), probability=0.9, count=300, classes=CLASSES):
+    """`count` images of the classes in turn; `wrong` are (index, predicted class)."""
+    labels = tuple(classes[index % len(classes)] for index in range(count))
+    said = list(labels)
+    for index, name in wrong:
+        said[index] = name
+    hit = np.array([one == other for one, other in zip(labels, said, strict=True)])
+    rank = np.where(hit, 1, 2)
+    files = tuple(f"test/{index}.png" for index in range(count))
+    loss = np.where(hit, 0.1, 3.0)
+    return Predictions(files, labels, tuple(said), np.full(count, probability), loss, rank)
+
+
+def story(tmp_path, found=None, **changes):
+    found = predictions([(index, "beech") for index in range(0, 90, 3)]) if found is None else found
+    hits, total = int(found.hit.sum()), len(found)
+    top1 = hits / total
+    summary = {
+        "n": total, "top1": top1, "top1_interval": [top1 - 0.03, min(1.0, top1 + 0.03)], "loss": 0.5, "split": "given",
+        "baselines": [{"name": "nearest neighbours", "top1": 0.5, "interval": [0.45, 0.55], "how": "5 nearest",
+                       "only_model": 150, "only_baseline": 20}],
+        "train": {"n": 1000, "top1": top1 + 0.04, "top1_interval": [top1, 1.0]},
+    }  # fmt: skip
+    data = {"source": "trees", "classes": list(CLASSES), "counts": {"train": dict.fromkeys(CLASSES, 500)},
+            "origin": {}, "examination": {"seen": 1500, "of": 1500, "problems": []}}  # fmt: skip
+    whole = Story(
+        tmp_path / "run", "vitrail train trees --out run --epochs 10\n", data=data, status={"status": "done"}, summary=summary,
+        predictions=found, config={"run": {"training": {"epochs": 10.0}}, "machine": {"workers": 0}},
+    )  # fmt: skip
+    return replace(whole, **changes)
+
+
+def kinds(whole):
+    return {finding.kind: finding for finding in findings(whole)}
+
+
+def with_summary(whole, **changes):
+    return replace(whole, summary={**whole.summary, **changes})
+
+
+def problem(kind, severity="error", fix="vitrail data split trees --out split.csv", members=()):
+    group = [{"id": name, "split": split, "label": "ash"} for name, split in members]
+    return {"kind": kind, "severity": severity, "title": f"2 pictures: {kind}", "why": "It matters.", "fix": fix,
+            "count": 1, "groups": [group] if group else []}  # fmt: skip
+
+
+def with_problems(whole, *problems):
+    examination = {"seen": 1, "of": 1, "problems": list(problems)}
+    return replace(whole, data={**whole.data, "examination": examination})
+
+
+def test_the_baseline_decides_the_verdict(tmp_path):
+    def against(top1, interval, better, worse):
+        baseline = {"name": "nearest neighbours", "top1": top1, "interval": interval, "how": "",
+                    "only_model": better, "only_baseline": worse}  # fmt: skip
+        return kinds(with_summary(story(tmp_path), baselines=[baseline]))["baseline"]
+
+    assert (
+        against(0.5, [0.45, 0.55], 150, 20).severity == "good"
+        and "40.0 points" in against(0.5, [0.45, 0.55], 150, 20).title
+    )
+    assert against(0.89, [0.86, 0.92], 23, 20).severity == "look"
+    worse = against(0.95, [0.92, 0.97], 5, 20)
+    assert worse.severity == "act" and "does not beat" in worse.title and "--epochs 20" in worse.command
+
+
+def test_the_most_confused_pair_is_named_with_its_numbers(tmp_path):
+    wrong = (
+        [(index, "cedar") for index in range(1, 60, 3)]
+        + [(index, "beech") for index in range(2, 24, 3)]
+        + [(0, "cedar")]
+    )
+    found = kinds(story(tmp_path, predictions(wrong)))["confusion"]
+    assert "beech and cedar" in found.title and "20 beech taken for cedar, 8 the other way" in found.evidence
+    assert "28 of 29 mistakes" in found.evidence
+    swapped = [(index, "ash") for index in range(2, 24, 3)]
+    assert "cedar and ash" in kinds(story(tmp_path, predictions(swapped)))["confusion"].title
+    assert "confusion" not in kinds(story(tmp_path, predictions()))
+
+
+def test_weak_classes_are_told_from_chance(tmp_path):
+    weak = kinds(story(tmp_path, predictions([(index, "beech") for index in range(0, 90, 3)])))["weak-classes"]
+    assert "ash 70.0 %" in weak.evidence
+    even = [(index, CLASSES[(index + 1) % 3]) for index in range(30)]
+    assert "weak-classes" not in kinds(story(tmp_path, predictions(even)))
+
+
+@pytest.mark.parametrize(
+    ("train", "verdict"), [(0.99, None), (1.0 + 0.02, "overfit"), (0.905, "underfit"), (0.95, None)]
+)
+def test_learned_by_heart_or_too_little(tmp_path, train, verdict):
+    whole = story(tmp_path)
+    found = kinds(with_summary(whole, train={"n": 10, "top1": train, "top1_interval": [0, 1]}))
+    assert {"overfit", "underfit"} & set(found) == ({verdict} if verdict else set())
+
+
+def test_calibration_follows_the_probabilities(tmp_path):
+    wrong = [(index, CLASSES[(index + 1) % 3]) for index in range(0, 300, 5)]  # 80 % are right
+    verdicts = {p: kinds(story(tmp_path, predictions(wrong, p)))["calibration"] for p in (0.99, 0.8, 0.5)}
+    assert verdicts[0.8].severity == "good"
+    assert "too sure" in verdicts[0.99].title and "surer than it says" in verdicts[0.5].title
+    assert "says 99.0 % and is right in 80.0 %" in verdicts[0.99].evidence
+
+
+def test_problems_of_the_data_become_findings_with_their_command(tmp_path):
+    whole = with_problems(story(tmp_path), problem("missing-class", fix="Add images."), problem("rotated", "note"))
+    found = kinds(whole)
+    assert found["data-missing-class"].severity == "act" and found["data-missing-class"].advice == "Add images."
+    assert "data-rotated" not in found
+    assert not [kind for kind in kinds(story(tmp_path)) if kind.startswith("data-")]
+
+
+def test_a_leak_is_told_with_what_it_does_to_the_result(tmp_path):
+    members = [*((f"test/{index}.png", "test") for index in range(90, 300)), ("train/1.png", "train")]
+    whole = with_problems(story(tmp_path), problem("leak", members=members))
+    share, count = without_leaks(whole)
+    assert count == 210 and share == pytest.approx(60 / 90)
+    found = kinds(whole)["data-leak"]
+    assert "Without the 210 leaked test images top-1 is 66.7 %" in found.evidence
+    assert found.command == "vitrail data split trees --out split.csv" and found.command in [
+        c for _, c in next_steps(whole)
+    ]
+    assert without_leaks(story(tmp_path)) is None
+
+
+def test_suspected_labels_small_tests_waiting_and_unfinished_runs(tmp_path):
+    suspect = {"id": "train/7.png", "split": "train", "label": "ash", "suggested": "beech", "doubt": 2.0}
+    assert (
+        "train/7.png is labelled ash; the model says beech"
+        in kinds(story(tmp_path, suspects=(suspect,)))["labels"].evidence
+    )
+    assert "labels" not in kinds(story(tmp_path))
+    small = with_summary(story(tmp_path), n=30, top1_interval=[0.7, 0.96])
+    assert "few-images" in kinds(small) and "few-images" not in kinds(story(tmp_path))
+    waiting = story(tmp_path, records=({"step": 20, "epoch": 1.0, "train/loss": 1.0, "data_wait": 0.5},))
+    assert "--workers 2" in kinds(waiting)["data-wait"].command
+    assert "data-wait" not in kinds(replace(waiting, config={"machine": {"workers": 2}}))
+    stopped = story(tmp_path, status={"status": "interrupted", "step": 120, "steps": 400})
+    assert "step 120 of 400" in kinds(stopped)["unfinished"].title and "unfinished" not in kinds(story(tmp_path))
+
+
+def test_what_needs_action_comes_first(tmp_path):
+    whole = with_problems(story(tmp_path), problem("leak"))
+    order = [finding.severity for finding in findings(whole)]
+    assert order == sorted(order, key=["act", "look", "good"].index) and order[0] == "act"
+
+
+def test_a_train_command_keeps_what_was_typed(tmp_path):
+    whole = story(
+        tmp_path, command="vitrail train 'my trees' --out=run --epochs 10 --overwrite --lr 0.1\ncd /somewhere\n"
+    )
+    assert train_command(whole, epochs="20") == f"vitrail train 'my trees' --lr 0.1 --epochs 20 --out {tmp_path}/run-2"
+    assert train_command(story(tmp_path, command="")).startswith("vitrail train trees")
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.addresses, self.words = [], [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attributes]
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "action", "data", "srcset")]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)>'
+
+
+def test_a_class_called_script_stays_text(tmp_path):
+    names = (HOSTILE, "beech", "cedar")
+    wrong = [(index, "beech") for index in range(0, 90, 3)]
+    whole = story(tmp_path, predictions(wrong, classes=names))
+    tile = Tile("worst", HOSTILE, "test", HOSTILE, HOSTILE, 0.9, picture=b"x")
+    whole = replace(
+        whole, data={**whole.data, "classes": list(names), "source": HOSTILE}, gallery=(tile,), command=HOSTILE
+    )
+    page = run_page(with_problems(whole, problem("leak", fix=HOSTILE, members=[(HOSTILE, "test")])))
+    read = Reader(page)
+    assert "script" not in read.tags and not [name for name in read.attributes if name.startswith("on")]
+    assert any(HOSTILE in words for words in read.words)
+    assert all(address.startswith(("#", "data:image/webp;base64,")) for address in read.addresses)
+    assert "<script" not in card(whole)
+
+
+def test_the_page_asks_no_host(tmp_path):
+    page = run_page(story(tmp_path))
+    assert "default-src 'none'" in page and not re.findall(r"https?://(?!www\.w3\.org)", page)
+    assert "url(" not in page and "@import" not in page
+
+
+def test_a_thousand_classes_stay_readable(tmp_path):
+    names = tuple(f"class {index:04d}" for index in range(1000))
+    wrong = [(index, names[(index + 1) % 1000]) for index in range(0, 3000, 7)]
+    whole = story(tmp_path, predictions(wrong, count=3000, classes=names))
+    counts = {"train": dict.fromkeys(names, 3)}
+    whole = replace(whole, data={**whole.data, "classes": list(names), "counts": counts})
+    page = run_page(whole)
+    heat = re.search(r'<table class="heat">(.*?)</table>', page, re.S)[1]
+    assert heat.count('scope="row"') == 20 and len(page) < 2_000_000
+    open_part = re.sub(r"<details>.*?</details>", "", page, flags=re.S)
+    assert open_part.count('class="name">class ') == 30
+
+
+def test_every_section_of_the_menu_exists_and_every_anchor(tmp_path, run):
+    for page in (run_page(read_story(run)), run_page(story(tmp_path))):
+        identities = re.findall(r'\bid="([^"]+)"', page)
+        assert len(identities) == len(set(identities))
+        assert {address[1:] for address in Reader(page).addresses if address.startswith("#")} <= set(identities)
+
+
+def test_the_card_has_the_numbers_of_the_report(run):
+    summary = json.loads((run / "eval" / "test" / "summary.json").read_text())
+    text, page = (run / "README.md").read_text(), (run / "report.html").read_text()
+    number = f"{100 * summary['top1']:.1f} %"
+    assert f"| this model | {number}" in text and number in page
+    assert f"value: {summary['top1']:.4f}" in text and all(f"plots/{n}.png" in text for n in ("curves", "confusion"))
+
+
+def test_any_part_of_a_folder_may_be_missing_or_broken(run, tmp_path, vitrail_command):
+    """Each file alone is removed, then cut in half: the report is made all the same and names it."""
+    import shutil
+
+    names = ("command.txt", "environment.json", "status.json", "metrics.jsonl", "eval/test/predictions.csv",
+             "eval/test/summary.json", "eval/suspects.json", "samples/gallery.json", "data.json")  # fmt: skip
+    for number, name in enumerate(names):
+        for broken in (False, True):
+            folder = tmp_path / f"{number}{broken}"
+            shutil.copytree(run, folder)
+            content = (folder / name).read_bytes()
+            (folder / name).unlink()
+            if broken:
+                (folder / name).write_bytes(content[: len(content) // 2])
+            done = vitrail_command("report", folder)
+            page = (folder / "report.html").read_text()
+            assert done.status == 0 and "</html>" in page
+            if not broken or name.endswith(".json"):
+                assert name in re.search(r'id="missing".*', page, re.S)[0]
+    (tmp_path / "no run").mkdir()
+    refused = vitrail_command("report", tmp_path / "no run")
+    assert refused.status == 2 and "VT026" in refused.err
+
+
+def test_files_that_do_not_fit_together_are_said_to(run, tmp_path, vitrail_command):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "eval" / "test" / "summary.json").write_text('{"n": 4, "top1": "high"}')
+    (folder / "data.json").write_text('{"counts": [], "classes": 3}')
+    done = vitrail_command("report", folder)
+    page = (folder / "report.html").read_text()
+    assert done.status == 0 and "</html>" in page
+    assert (
+        "summary.json cannot be read (top1 is &#39;high&#39;)" in page
+        and "data.json cannot be read (source is missing)" in page
+    )
+
+
+def test_report_prints_the_findings(run, vitrail_command):
+    told = json.loads(vitrail_command("report", run, "--json").out)
+    assert {finding["kind"] for finding in told["findings"]} == set(kinds(read_story(run))) and told["missing"] == []
+
+
+def test_no_run_folder_no_story(tmp_path):
+    with pytest.raises(UsageError, match="no run folder"):
+        read_story(tmp_path)
+
+
+def test_predictions_come_back_as_they_went(tmp_path):
+    found = predictions([(3, "beech")])
+    odd = replace(found, files=('a,b"c\n.png', *found.files[1:]))
+    odd.write(tmp_path / "predictions.csv")
+    back = read_predictions(tmp_path / "predictions.csv")
+    assert back.files == odd.files and back.predicted == odd.predicted and (back.rank == odd.rank).all()
+    np.testing.assert_allclose(back.loss, odd.loss, atol=1e-6)
+
+
+def test_the_gallery_keeps_small_pictures_exactly(tmp_path):
+    from io import BytesIO
+
+    from PIL import Image
+
+    picture = np.random.default_rng(0).integers(0, 255, (28, 20, 3), dtype=np.uint8)
+    write_gallery(tmp_path, [Tile("worst", "a.png", "test", "ash", picture=webp(picture))])
+    write_gallery(tmp_path, [Tile("pair", "b.png", "test", "ash", picture=webp(picture))])
+    (tile,) = read_gallery(tmp_path / "samples" / "gallery.json")
+    assert tile.id == "b.png" and (np.asarray(Image.open(BytesIO(tile.picture))) == picture).all()
+    assert max(Image.open(BytesIO(webp(np.zeros((2000, 900, 3), np.uint8)))).size) == 192
+    next((tmp_path / "samples" / "gallery").iterdir()).write_bytes(b"<svg onload=alert(1)>")
+    assert read_gallery(tmp_path / "samples" / "gallery.json")[0].picture == b""
