@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test soak check bench clean
+.PHONY: install axe demo test soak check bench clean
 
 install: $(VENV)/.installed
 
@@ -17,6 +17,12 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	@$(BIN)/vitrail demo
 	@echo "first, once per terminal: source $(BIN)/activate"
+
+# The accessibility scan of the pages; a test that needs it is skipped aloud where npm is not there.
+axe: $(VENV)/axe/node_modules/axe-core/axe.min.js
+
+$(VENV)/axe/node_modules/axe-core/axe.min.js:
+	@npm install --prefix $(VENV)/axe --no-audit --no-fund --silent axe-core@4.14.1
 
 test: install
 	@$(BIN)/python -m pytest

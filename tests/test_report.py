@@ -7,67 +7,22 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from stories import CLASSES, predictions, problem, story, with_problems, with_summary
 from vitrail.errors import UsageError
-from vitrail.evaluation.predictions import Predictions, read_predictions
+from vitrail.evaluation.predictions import read_predictions
 from vitrail.report.card import card
+from vitrail.report.charts import Series, line_chart, ticks
 from vitrail.report.findings import findings, next_steps, train_command, without_leaks
 from vitrail.report.gallery import Tile, read_gallery, webp, write_gallery
 from vitrail.report.page import run_page
-from vitrail.report.story import Story, read_story
-
-CLASSES = ("ash", "beech", "cedar")
-
-
-def predictions(wrong=(), probability=0.9, count=300, classes=CLASSES):
-    """`count` images of the classes in turn; `wrong` are (index, predicted class)."""
-    labels = tuple(classes[index % len(classes)] for index in range(count))
-    said = list(labels)
-    for index, name in wrong:
-        said[index] = name
-    hit = np.array([one == other for one, other in zip(labels, said, strict=True)])
-    rank = np.where(hit, 1, 2)
-    files = tuple(f"test/{index}.png" for index in range(count))
-    loss = np.where(hit, 0.1, 3.0)
-    return Predictions(files, labels, tuple(said), np.full(count, probability), loss, rank)
-
-
-def story(tmp_path, found=None, **changes):
-    found = predictions([(index, "beech") for index in range(0, 90, 3)]) if found is None else found
-    hits, total = int(found.hit.sum()), len(found)
-    top1 = hits / total
-    summary = {
-        "n": total, "top1": top1, "top1_interval": [top1 - 0.03, min(1.0, top1 + 0.03)], "loss": 0.5, "split": "given",
-        "baselines": [{"name": "nearest neighbours", "top1": 0.5, "interval": [0.45, 0.55], "how": "5 nearest",
-                       "only_model": 150, "only_baseline": 20}],
-        "train": {"n": 1000, "top1": top1 + 0.04, "top1_interval": [top1, 1.0]},
-    }  # fmt: skip
-    data = {"source": "trees", "classes": list(CLASSES), "counts": {"train": dict.fromkeys(CLASSES, 500)},
-            "origin": {}, "examination": {"seen": 1500, "of": 1500, "problems": []}}  # fmt: skip
-    whole = Story(
-        tmp_path / "run", "vitrail train trees --out run --epochs 10\n", data=data, status={"status": "done"}, summary=summary,
-        predictions=found, config={"run": {"training": {"epochs": 10.0}}, "machine": {"workers": 0}},
-    )  # fmt: skip
-    return replace(whole, **changes)
+from vitrail.report.story import read_story
 
 
 def kinds(whole):
     return {finding.kind: finding for finding in findings(whole)}
-
-
-def with_summary(whole, **changes):
-    return replace(whole, summary={**whole.summary, **changes})
-
-
-def problem(kind, severity="error", fix="vitrail data split trees --out split.csv", members=()):
-    group = [{"id": name, "split": split, "label": "ash"} for name, split in members]
-    return {"kind": kind, "severity": severity, "title": f"2 pictures: {kind}", "why": "It matters.", "fix": fix,
-            "count": 1, "groups": [group] if group else []}  # fmt: skip
-
-
-def with_problems(whole, *problems):
-    examination = {"seen": 1, "of": 1, "problems": list(problems)}
-    return replace(whole, data={**whole.data, "examination": examination})
 
 
 def test_the_baseline_decides_the_verdict(tmp_path):
@@ -227,6 +182,21 @@ def test_a_thousand_classes_stay_readable(tmp_path):
     assert heat.count('scope="row"') == 20 and len(page) < 2_000_000
     open_part = re.sub(r"<details>.*?</details>", "", page, flags=re.S)
     assert open_part.count('class="name">class ') == 30
+
+
+numbers = st.floats(-1e9, 1e9) | st.floats(-1e-9, 1e-9)
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=400))
+def test_charts_hold_their_points(points):
+    """Every point lies in the square, the ticks are round and enclose the values, and long courses are thinned."""
+    chart = line_chart("t", "x", "y", [Series("a", [abs(x) for x, _ in points], [y for _, y in points])])
+    places = [float(number) for number in re.findall(r"-?[\d.e-]+", chart.lines[0].path.removesuffix("h0.01"))]
+    assert all(-0.01 <= place <= 100.01 for place in places) and len(places) <= 600
+    least, most = min(y for _, y in points), max(y for _, y in points)
+    found, (low, high) = ticks(least, most)
+    slack = 1e-6 * (high - low)
+    assert low <= least + slack and high >= most - slack and 2 <= len(found) <= 12
 
 
 def test_every_section_of_the_menu_exists_and_every_anchor(tmp_path, run):

@@ -41,7 +41,8 @@ def test_everything_is_there(run):
         "command.txt", "config.json", "environment.json", "git.txt", "diff.patch", "data.json", "split.csv",
         "metrics.jsonl", "status.json", "README.md", "samples/train_batch.png", "eval/test/predictions.csv",
         "eval/test/summary.json", "eval/suspects.csv", "eval/suspects.json",
-            "report.html", "plots/curves.png", "plots/confusion.png", "plots/reliability.png", "samples/gallery.json", "events.log", "checkpoints/latest", "checkpoints/best", ".lock",
+        "report.html", "plots/curves.png", "plots/confusion.png", "plots/reliability.png", "samples/gallery.json",
+        "events.log", "checkpoints/latest", "checkpoints/best", ".lock",
     }  # fmt: skip
     for step in {best, latest}:
         expected |= {f"checkpoints/{step}/{name}" for name in (*model, "training.safetensors", "training.json")}

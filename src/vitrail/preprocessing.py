@@ -55,9 +55,9 @@ class Preprocessing:
             return 0.0, 0.0, float(width), float(height)
         aspect = self.image_size[0] / self.image_size[1]
         tall = min(height, width * aspect) * self.crop_share
-        wide = tall / aspect
+        wide = min(tall / aspect, width)  # rounding must not put an edge outside
         top, left = (height - tall) / 2, (width - wide) / 2
-        return left, top, left + wide, top + tall
+        return left, top, width - left, height - top
 
     def normalise(self, images: Pixels) -> Pixels:
         """uint8 batch channels height width to float32, in NumPy or torch: (images / 255 - mean) / std."""

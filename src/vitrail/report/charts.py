@@ -104,13 +104,13 @@ def thinned(line: Series, limit: int = MAX_POINTS) -> Series:
 
 def ticks(low: float, high: float, count: int = 5) -> tuple[list[float], tuple[float, float]]:
     """Round numbers that cover low..high, and the ends of the axis."""
-    if not high > low:
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-300):  # as good as one value
         low, high = low - (abs(low) * 0.1 or 1), high + (abs(high) * 0.1 or 1)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    found = [round(number * step, 12) for number in range(first, last + 1)]
+    found = [float(f"{number * step:.12g}") for number in range(first, last + 1)]
     return found, (found[0], found[-1])
 
 
