@@ -181,10 +181,12 @@ def test_pictures_at_working_size(dataset):
     assert len(kinds) == 4
 
 
-def test_evaluation_batches(dataset):
-    """Every picture once, in order, fitted but not augmented."""
+@pytest.mark.parametrize(("name", "value"), [("EVALUATED", 6), ("EVALUATED_PIXELS", 6 * 8 * 12 + 95)])
+def test_evaluation_batches(dataset, monkeypatch, name, value):
+    """Every picture once, in order, fitted but not augmented; so many at a time, or so many pixels."""
+    monkeypatch.setattr(batches, name, value)
     pictures = Pictures(dataset, PREPROCESSING).check()
-    found = list(evaluation_batches(pictures, size=6))
+    found = list(evaluation_batches(pictures))
     assert [len(indices) for _, indices in found] == [6, 6, 5]
     assert np.concatenate([indices for _, indices in found]).tolist() == list(range(COUNT))
     images = np.concatenate([images for images, _ in found])

@@ -1,7 +1,11 @@
 """The report says what the folder holds: every verdict follows its input, nothing from outside becomes markup."""
 
 import json
+import os
 import re
+import shutil
+import signal
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -10,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny
 from stories import CLASSES, predictions, problem, story, with_problems, with_summary
 from vitrail.errors import UsageError
 from vitrail.evaluation.predictions import read_predictions
@@ -19,6 +24,7 @@ from vitrail.report.findings import findings, next_steps, train_command, without
 from vitrail.report.gallery import Tile, read_gallery, webp, write_gallery
 from vitrail.report.page import run_page
 from vitrail.report.story import read_story
+from vitrail.training.loop import Trainer
 
 
 def kinds(whole):
@@ -216,8 +222,6 @@ def test_the_card_has_the_numbers_of_the_report(run):
 
 def test_any_part_of_a_folder_may_be_missing_or_broken(run, tmp_path, vitrail_command):
     """Each file alone is removed, then cut in half: the report is made all the same and names it."""
-    import shutil
-
     names = ("command.txt", "environment.json", "status.json", "metrics.jsonl", "eval/test/predictions.csv",
              "eval/test/summary.json", "eval/suspects.json", "samples/gallery.json", "data.json")  # fmt: skip
     for number, name in enumerate(names):
@@ -239,8 +243,6 @@ def test_any_part_of_a_folder_may_be_missing_or_broken(run, tmp_path, vitrail_co
 
 
 def test_files_that_do_not_fit_together_are_said_to(run, tmp_path, vitrail_command):
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     (folder / "eval" / "test" / "summary.json").write_text('{"n": 4, "top1": "high"}')
@@ -257,6 +259,40 @@ def test_files_that_do_not_fit_together_are_said_to(run, tmp_path, vitrail_comma
 def test_report_prints_the_findings(run, vitrail_command):
     told = json.loads(vitrail_command("report", run, "--json").out)
     assert {finding["kind"] for finding in told["findings"]} == set(kinds(read_story(run))) and told["missing"] == []
+
+
+def test_a_run_with_several_labels(pictures, tmp_path, vitrail_command):
+    """Nothing is "taken for" another thing there; the classes are told one by one."""
+    names = sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png"))
+    rows = [
+        f"{pictures / name},{name.split('/')[0]}{';odd' if index % 3 == 0 else ''}" for index, name in enumerate(names)
+    ]
+    (tmp_path / "data.csv").write_text("\n".join(["path,label", *rows]))
+    done = vitrail_command("train", tmp_path / "data.csv", "--out", tmp_path / "run", *tiny.flags())
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert done.status == 0, done.err
+    assert "Images may have several labels here" in page and 'id="confusion"' not in page and 'id="classes"' in page
+    assert not {"confusion", "labels", "calibration", "weak-classes"} & set(kinds(read_story(tmp_path / "run")))
+
+
+def test_a_stopped_run_leaves_a_report(pictures, tmp_path, monkeypatch, vitrail_command):
+    """Ctrl-C after a few steps: what there is so far is told, with the way to go on."""
+    advance = Trainer.advance
+
+    def stop(self, batch):
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return advance(self, batch)
+
+    monkeypatch.setattr(Trainer, "advance", stop)
+    done = vitrail_command("train", pictures, "--out", tmp_path / "run", *tiny.flags())
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert done.status == 130 and "This run was stopped, at step 4 of 12" in page and "vitrail train" in page
+    assert "eval/test/summary.json is not there" in page
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", ["vitrail"])
+    tiny.tiny(pictures, tmp_path / "run")
+    assert "finished" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_no_run_folder_no_story(tmp_path):

@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from vitrail.data.sources import Dataset
 from vitrail.errors import DataError
 from vitrail.recipes.look import SAMPLE, look
-from vitrail.statistics import wilson_interval
+from vitrail.statistics import mcnemar, p_text, wilson_interval
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 1), (1, 1), (0, 2000), (2000, 2000), (1760, 2000), (1, 10**7)])
@@ -133,3 +133,15 @@ def test_at_most_a_thousand_pictures_are_read():
     seen = look(Dataset(tuple(map(str, range(5000))), targets, one))
     assert len(read) == SAMPLE == 1000 and seen.count == 5000 and {read[0], read[-1]} == {0, 4999}
     assert seen.mean == (round(40 / 255, 3),)
+
+
+@settings(max_examples=100, deadline=None, database=None, derandomize=True)
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_mcnemar_is_the_exact_binomial_test(first, second):
+    total = first + second
+    expected = binomtest(first, total, 0.5).pvalue if total else 1.0
+    assert mcnemar(first, second) == mcnemar(second, first) == pytest.approx(expected, rel=1e-7, abs=1e-300)
+
+
+def test_a_chance_is_written_short():
+    assert [p_text(p) for p in (0.0, 0.012345, 1.0)] == ["< 0.0001", "= 0.012", "= 1"]

@@ -19,7 +19,7 @@ from vitrail.training.tracking import Tracking
 
 # In place of the real packages: TensorBoard does what FAULT says at the moment that it names, MLflow keeps a diary.
 BAD = """
-import os, signal, time
+import atexit, os, time
 moment, fault = os.environ["FAULT"].split()
 
 def reach(now):
@@ -34,6 +34,8 @@ class Writer:
     def flush(self): pass
     def close(self): reach("finish")
 
+if fault == "raise":
+    atexit.register(time.sleep, 1000)  # a library that failed waits for ever on its way out
 reach("import")
 """
 GOOD = """
@@ -139,9 +141,9 @@ def test_the_end_of_patience(packages, folder, monkeypatch):
     notes, wait = [], subprocess.Popen.wait
 
     def stopped(self, timeout=None):
-        if timeout is not None:
+        if timeout > 1:
             raise KeyboardInterrupt
-        return wait(self)
+        return wait(self, timeout)
 
     monkeypatch.setattr(subprocess.Popen, "wait", stopped)
     with Tracking(named("tensorboard"), folder, notes.append) as one:

@@ -30,7 +30,29 @@ def wilson_interval(hits: int, total: int, z: float = _Z95) -> tuple[float, floa
     return (0.0 if hits == 0 else centre - half), (1.0 if hits == total else centre + half)
 
 
+def mcnemar(first: int, second: int) -> float:
+    """Exact two-sided p of McNemar's test: the chance of a split at least as uneven, were both equally good.
+
+    Args:
+        first, second: on how many images only the first, and only the second, is right; the others say nothing.
+    """
+    total = first + second
+    if not total:
+        return 1.0
+    # log of C(total, k) / 2^total, so that thousands of images neither overflow nor vanish.
+    terms = [
+        math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) - total * math.log(2)
+        for k in range(min(first, second) + 1)
+    ]
+    return min(1.0, 2 * math.fsum(math.exp(term) for term in terms))
+
+
 def share(value: float, interval: Sequence[float] | None = None) -> str:
     """ "87.3 % (95 % CI 85.8-88.7)"."""
     text = f"{100 * value:.1f} %"
     return f"{text} (95 % CI {100 * interval[0]:.1f}-{100 * interval[1]:.1f})" if interval else text
+
+
+def p_text(chance: float) -> str:
+    """ "= 0.012", "< 0.0001"."""
+    return "< 0.0001" if chance < 1e-4 else f"= {chance:.2g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from vitrail.images import Picture, resized
 from vitrail.preprocessing import Preprocessing
 
 CACHE_BYTES = 2 * 2**30
+EVALUATED, EVALUATED_PIXELS = 250, 4_096_000  # images at a time, up to 128 px of side; 81 of 224 px
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ class Pictures:
 
     def check(self, threads: int = 2) -> Pictures:
         """Finds the pictures that cannot be read, and fills the cache."""
-        largest = 4 * int(np.prod(self.preprocessing.image_size)) * self.preprocessing.channels
-        keep = len(self.dataset) * largest <= CACHE_BYTES
+        keep = kept_in_memory(len(self.dataset), self.preprocessing)
         with ThreadPoolExecutor(threads) as pool:
             pictures = list(pool.map(self._checked if keep else self._verified, range(len(self.dataset))))
         self.cache = pictures if keep else []
@@ -111,6 +112,11 @@ class Pictures:
         if height <= tall and width <= wide:
             return picture
         return resized(picture, (min(height, tall), min(width, wide)), self.preprocessing.interpolation)
+
+
+def kept_in_memory(count: int, preprocessing: Preprocessing) -> bool:
+    """Whether so many pictures fit into the cache at their largest working size."""
+    return count * 4 * math.prod(preprocessing.image_size) * preprocessing.channels <= CACHE_BYTES
 
 
 class StepBatches(TorchDataset[Batch]):
@@ -164,8 +170,14 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def evaluation_batches(pictures: Pictures, size: int = 250) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+def evaluation_size(preprocessing: Preprocessing) -> int:
+    """How many images are evaluated at a time: 250, and fewer of the large ones, so that memory stays bounded."""
+    return max(1, min(EVALUATED, EVALUATED_PIXELS // math.prod(preprocessing.image_size)))
+
+
+def evaluation_batches(pictures: Pictures) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Images as the model evaluates them, uint8 batch channels height width, with their indices."""
+    size = evaluation_size(pictures.preprocessing)
     for start in range(0, len(pictures.dataset), size):
         indices = np.arange(start, min(start + size, len(pictures.dataset)))
         yield np.stack([pictures.preprocessing(pictures[int(index)]) for index in indices]), indices

@@ -1,27 +1,32 @@
-"""A few hundred bytes of every picture, and which pictures are copies of each other by them."""
+"""A few hundred bytes of every picture, and by them the pictures that are copies of each other."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
+from PIL import Image
 
 from vitrail.data.likeness import TINY, Windows, fit, grey, same, sampling, small
-from vitrail.images import Picture, resized
+from vitrail.images import Picture, from_pillow, to_pillow
 
 SIDE = 16  # of a thumbnail
-FLAT = 2.0  # grey levels; below this standard deviation a thumbnail shows nothing to compare
+FLAT = 2.0  # grey levels; a thumbnail of less standard deviation shows nothing to compare
 _WAVES = 8  # frequencies a side that describe a thumbnail
-_NEAR, _FITTING = 0.85, 0.4  # cosine of descriptions; difference after fitting
-_NEIGHBOURS, _ATTEMPTS = 16, 4  # per picture: how many are fitted, and how many looked at
-_SHELF, _SHELVES_SEARCHED = 512, 4
-# What may have been cut off, to within 1.5 % of a side: nothing, and nine windows of left, right, top and bottom.
+_NEAR = 0.85  # cosine of two descriptions
+_NEIGHBOURS, _ATTEMPTS = 16, 4  # per picture: how many are fitted, how many of these are looked at
+_FITTING, _FITTING_TINY = 0.4, 0.1  # what two thumbnails may differ after that, by their contrast
+_SHELF, _SHELVES = 512, 4  # pictures on a shelf; shelves that are searched
+_ROWS, _REMEMBERED = 512, 128  # pictures at a time; pictures kept for a second look
+# What a crop may have taken, to within 1.5 % of a side: nothing, or one of nine windows (left, right, top, bottom).
 _CUTS = ((0.04, 0.04), (0.04, 0.01), (0.01, 0.04))
-WINDOWS = np.array([(0, 0, 0, 0), *((*x, *y) for x in _CUTS for y in _CUTS)], dtype=np.float32)
+_WINDOWS: Windows = np.array([(0, 0, 0, 0), *((*x, *y) for x in _CUTS for y in _CUTS)], dtype=np.float32)
+_SMOOTHING = np.array([1, 5, 10, 10, 5, 1], dtype=np.float32) / 32
 
 Thumbnails = UInt8[np.ndarray, "pictures side side"]
 Descriptions = Float[np.ndarray, "pictures waves"]
@@ -37,7 +42,7 @@ class LookAlike(NamedTuple):
 
 
 class Fingerprints:
-    """What is kept of each of `count` pictures: 275 bytes. Threads may add different pictures at once."""
+    """What is kept of each of `count` pictures: 267 bytes. Threads may add different pictures at once."""
 
     def __init__(self, count: int) -> None:
         self.known = np.zeros(count, dtype=bool)
@@ -45,24 +50,196 @@ class Fingerprints:
         self.shortest = np.zeros(count, dtype=np.uint16)
         self.thumbnails: Thumbnails = np.zeros((count, SIDE, SIDE), dtype=np.uint8)
 
-    def add(self, index: int, picture: Picture) -> None:
-        """A picture as it is seen, uint8, height width channels."""
-        digest = hashlib.blake2b(np.ascontiguousarray(picture).data, digest_size=8, key=repr(picture.shape).encode())
+    def add(self, index: int, picture: Picture, reduced: Picture) -> None:
+        """A picture as it is seen, uint8, height width channels, and the same `reduced`."""
+        digest = hashlib.blake2b(repr(picture.shape).encode(), digest_size=8)
+        digest.update(np.ascontiguousarray(picture).data)
         self.digests[index] = int.from_bytes(digest.digest(), "little")
         self.shortest[index] = min(*picture.shape[:2], 2**16 - 1)
-        self.thumbnails[index] = thumbnail(picture)
+        self.thumbnails[index] = (_SMOOTH @ grey(reduced) @ _SMOOTH.T).round()
         self.known[index] = True
 
     def exact(self) -> list[NDArray[np.int64]]:
-        """Groups of pictures whose pixels are all the same; 64-bit digests, so chance copies are 1 in 10^8 at a million."""
-        known = np.flatnonzero(self.known)
-        order = known[np.argsort(self.digests[known], kind="stable")]
-        ends = np.flatnonzero(np.diff(self.digests[order])) + 1
-        return [group for group in np.split(order, ends) if len(group) > 1]
+        """Groups of pictures with the same pixels, each in ascending order.
 
-    def groups(self, look: Callable[[int], Picture]) -> list[list[int]]:
+        Digests have 64 bits: the chance of one accidental match among a million pictures is 1 in 37 million.
+        """
+        known = np.flatnonzero(self.known)
+        return _gathered(known, self.digests[known])
+
+    def groups(self, look: Callable[[int], Picture]) -> list[NDArray[np.int64]]:
         """Groups of pictures that are the same or nearly so, each in ascending order.
 
         Args:
-            look: index to picture, for a second look at those whose thumbnails are alike.
+            look: index to picture; pictures whose thumbnails are alike are looked at again, side by side.
         """
+        root = np.arange(len(self.known))
+        for group in self.exact():
+            root[group] = group[0]
+        shows = self.thumbnails.std(axis=(1, 2)) >= FLAT
+        chosen = np.flatnonzero(self.known & shows & (root == np.arange(len(root))))
+        remembered = lru_cache(_REMEMBERED)(lambda index: small(look(index)))
+        for pair in look_alikes(self.thumbnails[chosen], self.shortest[chosen] < TINY):
+            first, second = int(chosen[pair.first]), int(chosen[pair.second])
+            low, high = sorted((_find(root, first), _find(root, second)))
+            if low == high:
+                continue
+            picture = remembered(first)[:, ::-1] if pair.mirrored else remembered(first)
+            if same(np.ascontiguousarray(picture), remembered(second), pair.window):
+                root[high] = low
+        while (root != root[root]).any():
+            root = root[root]
+        known = np.flatnonzero(self.known)
+        return _gathered(known, root[known])
+
+
+def reduced(picture: Picture) -> Picture:
+    """At 32x32, whatever the aspect; what fingerprints are made of."""
+    side = 2 * SIDE
+    return from_pillow(to_pillow(picture).resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def look_alikes(thumbnails: Thumbnails, tiny: Bool[np.ndarray, " pictures"]) -> Iterator[LookAlike]:
+    """Pairs of alike thumbnails, a few for each picture, the most alike first; some in both orders.
+
+    A picture is compared to those on the shelves nearest to it only, so time does not grow with the square of their
+    number.
+
+    Args:
+        thumbnails: none of them flat.
+        tiny: for which pictures no crops are looked for.
+    """
+    if len(thumbnails) < 2:
+        return
+    members = _described(thumbnails, _WINDOWS[0])
+    shelves, pivots = _shelved(members)
+    for start in range(0, len(members), _ROWS):
+        rows = np.arange(start, min(start + _ROWS, len(members)))
+        hits = []
+        for view, window in enumerate(_WINDOWS):
+            part = rows[~tiny[rows]] if view else rows
+            for mirrored in (False, True) if len(part) else ():
+                queries = _described(_turned(thumbnails[part], mirrored), window)
+                hits.append((*_search(queries, part, members, shelves, pivots), view, mirrored))
+        first, second, score = (np.concatenate([hit[part] for hit in hits]) for part in range(3))
+        view, mirrored = (np.concatenate([np.full(len(hit[0]), hit[part]) for hit in hits]) for part in (3, 4))
+        allowed = (first != second) & ((view == 0) | ~tiny[second])
+        order = np.flatnonzero(allowed)[np.argsort(-score[allowed], kind="stable")]
+        _, best = np.unique(first[order] * len(members) + second[order], return_index=True)
+        order = order[best]
+        order = order[_few(first[order], -score[order], _NEIGHBOURS)]
+        yield from _fitted(thumbnails, tiny, first[order], second[order], mirrored[order], view[order])
+
+
+def _fitted(
+    thumbnails: Thumbnails,
+    tiny: Bool[np.ndarray, " pictures"],
+    first: Int[np.ndarray, " pairs"],
+    second: Int[np.ndarray, " pairs"],
+    mirrored: Bool[np.ndarray, " pairs"],
+    view: Int[np.ndarray, " pairs"],
+) -> Iterator[LookAlike]:
+    """Those that still look alike when the windows are fitted, a few for each first picture."""
+    difference, windows = np.full(len(first), np.inf), _WINDOWS[view]
+    small = tiny[first] | tiny[second]
+    for chosen, rounds, limit in ((small, 0, _FITTING_TINY), (~small, 4, _FITTING)):
+        for part in np.array_split(np.flatnonzero(chosen), 1 + chosen.sum() // 1024):
+            seen = np.where(mirrored[part, None, None], thumbnails[first[part], :, ::-1], thumbnails[first[part]])
+            found = fit(seen.astype(np.float32), thumbnails[second[part]].astype(np.float32), windows[part], rounds)
+            windows[part] = found.windows
+            difference[part] = np.where(found.difference <= limit, found.difference, np.inf)
+    good = np.flatnonzero(np.isfinite(difference))
+    for at in good[_few(first[good], difference[good], _ATTEMPTS)]:
+        yield LookAlike(int(first[at]), int(second[at]), bool(mirrored[at]), windows[at])
+
+
+def _turned(thumbnails: Thumbnails, mirrored: bool) -> Thumbnails:
+    return thumbnails[:, :, ::-1] if mirrored else thumbnails
+
+
+def _described(thumbnails: Thumbnails, window: Float[np.ndarray, "4"]) -> Descriptions:
+    """Unit vectors of the low cosine waves of the thumbnails' `window`, the lower the heavier."""
+    across, down = (_COSINES @ sampling(window[k : k + 1], window[k + 1 : k + 2], SIDE)[0][0] for k in (0, 2))
+    waves = (down @ thumbnails.astype(np.float32) @ across.T) * _WEIGHTS
+    flat = waves.reshape(len(waves), -1)[:, 1:]
+    return flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(SIDE * FLAT / 4)
+
+
+def _shelved(members: Descriptions) -> tuple[list[NDArray[np.int64]], Descriptions]:
+    """Members divided among shelves, each with the description that stands for it; few pictures share one shelf."""
+    if len(members) <= _SHELF * _SHELVES * 2:
+        return [np.arange(len(members))], members[:1]
+    pivots = members[np.linspace(0, len(members) - 1, len(members) // _SHELF).astype(np.int64)]
+    nearest = np.concatenate([(part @ pivots.T).argmax(axis=1) for part in np.array_split(members, len(members) // _ROWS)])
+    order = np.argsort(nearest, kind="stable")
+    shelves, owners = [], []
+    for owner, shelf in enumerate(np.split(order, np.searchsorted(nearest[order], np.arange(1, len(pivots))))):
+        for start in range(0, len(shelf), 4 * _SHELF):  # a shelf of thousands that all look alike is divided
+            shelves.append(shelf[start : start + 4 * _SHELF])
+            owners.append(owner)
+    return shelves, pivots[owners]
+
+
+def _search(
+    queries: Descriptions,
+    names: Int[np.ndarray, " queries"],
+    members: Descriptions,
+    shelves: list[NDArray[np.int64]],
+    pivots: Descriptions,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """For each query the nearest members on the nearest shelves: names of the queries, members, cosines."""
+    count = min(_SHELVES, len(shelves))
+    nearest = np.argpartition(-(queries @ pivots.T), count - 1, axis=1)[:, :count]
+    found = []
+    for number in np.unique(nearest):
+        asking = np.flatnonzero((nearest == number).any(axis=1))
+        shelf = shelves[number]
+        cosines = queries[asking] @ members[shelf].T
+        alike = np.flatnonzero(cosines.max(axis=1) > _NEAR)
+        asking, cosines = asking[alike], cosines[alike]
+        most = min(_NEIGHBOURS + 1, len(shelf))  # one more: a picture finds itself
+        top = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
+        scores = np.take_along_axis(cosines, top, axis=1)
+        row, column = np.nonzero(scores > _NEAR)
+        found.append((names[asking[row]], shelf[top[row, column]], scores[row, column]))
+    first, second, score = ([hit[part] for hit in found] for part in range(3))
+    return np.concatenate(first), np.concatenate(second), np.concatenate(score)
+
+
+def _few(groups: NDArray[np.int64], costs: NDArray[np.float32], limit: int) -> NDArray[np.int64]:
+    """Indices of the `limit` cheapest of each group, by group and cost."""
+    order = np.lexsort((costs, groups))
+    _, starts, counts = np.unique(groups[order], return_index=True, return_counts=True)
+    return order[np.arange(len(order)) - np.repeat(starts, counts) < limit]
+
+
+def _gathered(items: NDArray[np.int64], keys: NDArray[np.generic]) -> list[NDArray[np.int64]]:
+    """Items with the same key, where there are several, in the order of their first."""
+    order = np.argsort(keys, kind="stable")
+    groups = np.split(items[order], np.flatnonzero(np.diff(keys[order])) + 1)
+    return sorted((group for group in groups if len(group) > 1), key=lambda group: int(group[0]))
+
+
+def _find(root: NDArray[np.int64], index: int) -> int:
+    while root[index] != index:
+        root[index] = root[root[index]]
+        index = int(root[index])
+    return index
+
+
+def _smoothing() -> Float[np.ndarray, "side twice"]:
+    """From 2 side pixels to side: low-pass, borders repeated."""
+    matrix = np.zeros((SIDE, 2 * SIDE), dtype=np.float32)
+    for row in range(SIDE):
+        np.add.at(matrix[row], np.arange(2 * row - 2, 2 * row + 4).clip(0, 2 * SIDE - 1), _SMOOTHING)
+    return matrix
+
+
+def _cosines() -> Float[np.ndarray, "waves side"]:
+    """The orthonormal discrete cosine transform (DCT-II)."""
+    wave, place = np.arange(_WAVES)[:, None], np.arange(SIDE) + 0.5
+    return (np.cos(np.pi * wave * place / SIDE) * np.where(wave, np.sqrt(2 / SIDE), np.sqrt(1 / SIDE))).astype(np.float32)
+
+
+_SMOOTH, _COSINES = _smoothing(), _cosines()
+_WEIGHTS = np.exp(-(np.arange(_WAVES) ** 2 + np.arange(_WAVES)[:, None] ** 2) / 32).astype(np.float32)

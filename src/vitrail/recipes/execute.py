@@ -31,6 +31,7 @@ from vitrail.recipes.judge import Result, describe, judge, read_result
 from vitrail.recipes.run import Run, differences
 from vitrail.training.folder import holds_run, locked, refuse_foreign, remove_run, write_beginning
 from vitrail.training.loop import Parts, Trainer
+from vitrail.training.memory import Usage
 from vitrail.training.progress import Progress
 from vitrail.training.trackers import Tracker
 from vitrail.training.tracking import Tracking
@@ -115,6 +116,7 @@ def train(
         UsageError: VT021, the folder holds a run of another command; the message shows the difference.
         VitrailError: everything that can go wrong with data, disk and numbers.
     """
+    usage = Usage.begin()
     source, run = plan_run(data, asked)
     folder = Path(out) if out is not None else default_folder(source, run)
     refuse_foreign(folder)
@@ -124,7 +126,7 @@ def train(
         threads = None if overwrite else _compare(folder, source, run)
         torch.set_num_threads(threads or machine.threads)
         pictures = checked_pictures(source, run)
-        trainer = _trainer(run, source, pictures, machine, folder, quiet)
+        trainer = trainer_of(run, source, pictures, machine, folder, quiet, usage)
         if overwrite:  # not before data and model have proved to be usable
             remove_run(folder)
         if threads is None:
@@ -142,6 +144,7 @@ def train(
                 raise
             trainer.tracking.summary = result.numbers
         describe(folder)
+        trainer.progress.described()
         return result
 
 
@@ -172,13 +175,20 @@ def initial_model(run: Run, source: Source) -> ViT:
     return replace(adapted, config=run.model).build()
 
 
-def _trainer(
-    run: Run, source: Source, pictures: dict[str, Pictures], machine: Machine, folder: Path, quiet: bool
+def trainer_of(
+    run: Run,
+    source: Source,
+    pictures: Mapping[str, Pictures],
+    machine: Machine,
+    folder: Path,
+    quiet: bool,
+    usage: Usage,
 ) -> Trainer:
+    """Everything that trains; nothing is written before its `fit`."""
     device = machine.torch_device
     model = initial_model(run, source).to(device)
     objective = run.objective.build(model, run.preprocessing)
-    predictor = Classifier(_checkpoint(run, source, model), device)
+    predictor = Classifier(checkpoint_of(run, source, model), device)
     predictor.__dict__["module"] = model  # the very module that is trained, not a copy
     evaluator = Accuracy("val", pictures["val"])
     total = run.training.steps(len(pictures["train"].dataset))
@@ -188,13 +198,13 @@ def _trainer(
         schedule=run.schedule,
         batches=StepBatches(pictures["train"], run.augmentation.transforms, run.training.seed, run.training.batch_size),
         evaluate=lambda: dict(evaluator.run(predictor)),
-        write_model=lambda place: write_files(_checkpoint(run, source, model), place),
+        write_model=lambda place: write_files(checkpoint_of(run, source, model), place),
         mixing=run.augmentation.mixup,
         device=device,
         workers=machine.workers,
         max_bad_share=run.data.max_bad_share,
     )
-    progress = Progress(folder, total, run.training.batch_size, len(pictures["train"].dataset), quiet)
+    progress = Progress(folder, total, run.training.batch_size, len(pictures["train"].dataset), quiet, usage)
     return Trainer(parts, run.training, folder, progress)
 
 
@@ -208,7 +218,7 @@ def _tell_skipped(pictures: Mapping[str, Pictures], progress: Progress, folder: 
         progress.note(f"  {line}")
 
 
-def _checkpoint(run: Run, source: Source, model: ViT) -> Checkpoint:
+def checkpoint_of(run: Run, source: Source, model: ViT) -> Checkpoint:
     provenance = {"recipe": run.recipe, "data": source.name, "data fingerprint": source.fingerprint}
     return Checkpoint(run.model, model.state_dict(), run.preprocessing, source.classes, source.multi_label, provenance)
 

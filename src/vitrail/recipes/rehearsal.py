@@ -4,40 +4,57 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
-from vitrail.data.batches import Pictures, StepBatches, evaluation_size
+from vitrail.data.batches import Pictures, evaluation_size, kept_in_memory
 from vitrail.data.sources import Source
-from vitrail.evaluation.accuracy import outcome
-from vitrail.evaluation.baselines import Baseline, nearest_pixels, pixels
+from vitrail.deployment.classifier import Classifier
+from vitrail.evaluation.accuracy import Outcome, outcome
+from vitrail.evaluation.baselines import SIDE, Baseline, nearest_pixels, pixels
 from vitrail.model.sizes import cost
-from vitrail.recipes.execute import Machine, checked_pictures, classifier_of, trainer_of
-from vitrail.recipes.judge import TRAIN_SAMPLE, rehearsed_pages
+from vitrail.recipes.execute import Machine, checked_pictures, checkpoint_of, trainer_of
+from vitrail.recipes.judge import TRAIN_SAMPLE
 from vitrail.recipes.run import Run
-from vitrail.training.loop import SAVE_SECONDS, Trainer
+from vitrail.recipes.show import Shown, gallery
+from vitrail.report.page import run_page
+from vitrail.report.plots import drawn
+from vitrail.report.story import Story
+from vitrail.training.loop import LOG_EVERY, SAVE_SECONDS
 from vitrail.training.memory import Usage, peak_bytes, reset_peak, resident_bytes
 
-READING_SECONDS = 1.5
-STEP_SECONDS = 1.2  # a step that takes longer is tried with fewer layers, and then fewer images
+READ_SECONDS = 1.5
+STEP_SECONDS = 1.2  # a step that seems to take longer is tried with fewer layers, then with fewer images
 STEPS_SECONDS = 1.0
-NEIGHBOUR_PRODUCTS = 3e10
-WRITING = 200e6  # bytes a second, hash and flush included
+EVALUATION_SECONDS = 0.7
+NEIGHBOUR_PRODUCTS = 2e10
+SAVED_A_SECOND = 300e6  # bytes of a saved state, hashed and flushed; the plan writes nothing, so this is no measurement
 
 
 @dataclass
 class Reading:
-    """What a part took: seconds, and growth of the resident size at its peak and at its end, since the beginning."""
+    """What something took: seconds, and the growth of the resident size since the run began, at its peak and at its end."""
 
     seconds: float = 0.0
     peak: int = 0
     after: int = 0
+
+
+@contextmanager
+def measured(usage: Usage) -> Iterator[Reading]:
+    """Gives a reading that is filled in at the end."""
+    reset_peak()
+    reading, start = Reading(), time.perf_counter()
+    yield reading
+    reading.seconds = time.perf_counter() - start
+    reading.peak, reading.after = peak_bytes() - usage.resident, resident_bytes() - usage.resident
 
 
 @dataclass(frozen=True)
@@ -49,25 +66,42 @@ class Part:
     memory_bytes: int
 
 
-@dataclass
 class Rehearsal:
-    """What was tried.
+    """Tries every part of a run, in the order of the run; what was tried on less is multiplied to the whole.
+
+    Args:
+        folder: where the run would write; only its name is used.
+        usage: from before the data were opened; `opening` is what that took.
+        room: bytes that may be taken; None for no limit.
 
     Attributes:
-        probe: the run that was tried: the run itself, or one with fewer layers or images where its steps are long.
-        pictures: how many pictures were read.
-        neighbours: the baseline on a sample.
+        probe: what is tried: the run itself, or one of fewer layers or images where its steps are long or too large.
+        pictures_read, steps_tried: how many.
         step_seconds: of the whole run's steps.
-        device_bytes: the accelerator's memory of the whole run; None without one.
+        state_bytes: of one saved state of the whole run.
+        neighbours: the baseline on a sample of the pictures.
+        device_bytes: what the whole run takes of the accelerator's memory; None without one.
+
+    Raises:
+        DataError: the pictures that were tried cannot be used.
+        VitrailError: VT080, a step gave no number.
     """
 
-    probe: Run
-    pictures: int
-    neighbours: Baseline | None = None
-    step_seconds: float = 0.0
-    steps_tried: int = 0
-    device_bytes: int | None = None
-    parts: list[Part] = field(default_factory=list)
+    def __init__(
+        self, source: Source, run: Run, machine: Machine, folder: Path, usage: Usage, opening: Reading, room: int | None
+    ) -> None:
+        torch.set_num_threads(machine.threads)
+        self.source, self.run, self.machine, self.usage = source, run, machine, usage
+        self.probe = probe_of(run, room)
+        self.whole, self.tried = cost(run.model), cost(self.probe.model)
+        self.missing = 0  # bytes that the run has in memory and the rehearsal has not
+        self.device_bytes: int | None = None
+        self.parts = [Part("opening", opening.seconds, opening.peak)]
+        self.pictures = self._read()
+        self._prepare(folder)
+        self._train()
+        self._evaluate()
+        self._judge(folder)
 
     @property
     def seconds(self) -> float:
@@ -77,11 +111,215 @@ class Rehearsal:
     def memory_bytes(self) -> int:
         return max(part.memory_bytes for part in self.parts)
 
+    @property
+    def steps(self) -> int:
+        return self.run.training.steps(len(self.source.split("train")))
 
-@contextmanager
-def measured(usage: Usage) -> Iterator[Reading]:
-    reset_peak()
-    reading, start = Reading(), time.perf_counter()
-    yield reading
-    reading.seconds = time.perf_counter() - start
-    reading.peak, reading.after = peak_bytes() - usage.resident, resident_bytes() - usage.resident
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pictures of each split; of val alone where it stands for test too."""
+        return {name: len(split) for name, split in own_splits(self.source)}
+
+    def _add(self, name: str, seconds: float, peak: int) -> None:
+        self.parts.append(Part(name, seconds, peak + self.missing))
+
+    def _read(self) -> dict[str, Pictures]:
+        """As many pictures as the time allows."""
+        source, run, total = self.source, self.run, sum(self.counts.values())
+        lenient = replace(run, data=replace(run.data, max_bad_share=1.0))  # a few bad ones may be many of a sample
+        with measured(self.usage) as first:
+            checked_pictures(some(source, 64), lenient)
+        count = min(total, max(64, round(READ_SECONDS / first.seconds * 64)))
+        with measured(self.usage) as reading:
+            pictures = checked_pictures(source, run) if count == total else checked_pictures(some(source, count), lenient)
+        self.pictures_read = 0
+        for name, of_run in self.counts.items():
+            split = pictures[name]
+            self.pictures_read += len(split.dataset) + len(split.passed_over)
+            held = sum(picture.nbytes for picture in split.cache if picture is not None)
+            if kept_in_memory(of_run, run.preprocessing):
+                bad = len(split.passed_over) / (len(split.dataset) + len(split.passed_over))
+                self.missing += round(held * (of_run * (1 - bad) / len(split.dataset) - 1))
+            else:
+                split.cache, self.missing = [], self.missing - held
+        self._add("reading", reading.seconds * total / self.pictures_read, reading.peak)
+        return pictures
+
+    def _prepare(self, folder: Path) -> None:
+        """The model, the optimizers and everything that the training hangs on."""
+        with measured(self.usage) as self.prepared:
+            quick = EVALUATION_SECONDS * products_a_second("float32") / self.tried.flops
+            self.evaluated = max(1, min(evaluation_size(self.run.preprocessing), round(quick)))
+            val = self.pictures["val"]
+            val = val.subset(np.resize(np.arange(len(val.dataset)), self.evaluated))
+            self.trainer = trainer_of(
+                self.probe, self.source, {**self.pictures, "val": val}, self.machine, folder, True, self.usage
+            )
+        self.missing += 4 * (self.whole.parameters - self.tried.parameters)
+        self._add("preparing", self.prepared.seconds, self.prepared.peak)
+
+    def _train(self) -> None:
+        """Real steps of the probe, the first two to warm up."""
+        settings, workers = self.run.training, self.machine.workers
+        times: list[float] = []
+        start = time.perf_counter()
+        with measured(self.usage) as training:
+            while len(times) < 4 or (len(times) < 40 and time.perf_counter() - start < STEPS_SECONDS):
+                begun = time.perf_counter()
+                batch = self.trainer.parts.batches[len(times)]
+                made = time.perf_counter()
+                self.trainer.advance(batch)
+                ended = time.perf_counter()
+                # Workers make the next batches meanwhile.
+                times.append(max(ended - made, (made - begun) / workers) if workers else ended - begun)
+        self.steps_tried = len(times) - 2
+        images = settings.batch_size / self.probe.training.batch_size
+        self.step_seconds = median(times[2:]) * images * self.whole.flops / self.tried.flops
+        parameters = self.whole.parameters / self.tried.parameters
+        state = _buffers(self.trainer.parts.optimizers) + 4 * self.tried.parameters  # and the gradient
+        self.state_bytes = round((state + 4 * self.tried.parameters) * parameters)
+        more = self.whole.activation_bytes * _part(self.run) / (self.tried.activation_bytes * _part(self.probe))
+        held = max(0, training.peak - self.prepared.after - state)
+        grown = round(state * (parameters - 1) + held * (more - 1))
+        seconds = sum(times[:2]) + self.steps * self.step_seconds
+        self._add("training", seconds, training.peak + grown)
+        if self.machine.torch_device == "cuda":
+            most = torch.cuda.max_memory_reserved()
+            self.device_bytes = round((8 * self.tried.parameters + state) * (parameters - 1) + most * more)
+        saves = settings.evaluations + seconds // SAVE_SECONDS
+        self.saving = saves * (0.03 + self.state_bytes / SAVED_A_SECOND)
+
+    def _evaluate(self) -> None:
+        with measured(self.usage) as evaluating:
+            self.trainer.parts.objective.eval()
+            self.trainer.parts.evaluate()
+        self.image_seconds = evaluating.seconds / self.evaluated * self.whole.flops / self.tried.flops
+        held = max(0, evaluating.peak - self.prepared.after)
+        more = evaluation_size(self.run.preprocessing) / self.evaluated - 1
+        seconds = self.run.training.evaluations * self.counts["val"] * self.image_seconds
+        self._add("evaluating", seconds, evaluating.peak + round(held * more))
+        self._add("saving", self.saving, 0)
+
+    def _judge(self, folder: Path) -> None:
+        """A second model, from what was saved, the nearest neighbours, and the pages."""
+        test, counts = self.pictures["test"], self.counts
+        with measured(self.usage) as judging:
+            checkpoint = checkpoint_of(self.probe, self.source, self.trainer.parts.objective.backbone)
+            weights = {name: value.detach().cpu().clone() for name, value in checkpoint.weights.items()}
+            predictor = Classifier(replace(checkpoint, weights=weights))
+            found = outcome(predictor, test.subset(range(min(len(test.dataset), self.evaluated))))
+        self.missing += 4 * (self.whole.parameters - self.tried.parameters)
+        images = sum(counts.values()) - counts["train"] + min(TRAIN_SAMPLE, counts["train"])
+        self._add("judging", images * self.image_seconds, judging.peak)
+        self._search()
+        with measured(self.usage) as drawing:
+            self._draw(folder, predictor, found)
+        self._add("reporting", drawing.seconds, drawing.peak)
+
+    def _search(self) -> None:
+        """Nearest neighbours, on a sample where there are many pictures."""
+        train, val, test = (self.pictures[name] for name in ("train", "val", "test"))
+        cached = all(split.cache for split in (train, val, test))
+        height, width = (min(SIDE, side) for side in self.run.preprocessing.image_size)
+        row = height * width * self.run.preprocessing.channels
+        queries = [min(len(split.dataset), 500 if cached else 100) for split in (val, test)]
+        references = min(len(train.dataset), max(100, int(NEIGHBOUR_PRODUCTS / (row * sum(queries)))) if cached else 300)
+        with measured(self.usage) as flattening:
+            pixels(_first(test, queries[1]))
+        with measured(self.usage) as searching:
+            baseline = nearest_pixels(_first(train, references), _first(val, queries[0]), _first(test, queries[1]))
+        self.neighbours = replace(baseline, how=f"{baseline.how}; {queries[1]} of {self.test_count} test images")
+        image = flattening.seconds / queries[1]
+        search = max(0.0, searching.seconds - image * (references + sum(queries)))
+        asked = len(self.source.split("val")) + self.test_count
+        pairs = asked * self.counts["train"] / (sum(queries) * references)
+        rows = self.counts["train"] - references + self.test_count - queries[1]
+        seconds = image * (asked + self.counts["train"]) + search * pairs
+        self._add("nearest neighbours", seconds, searching.peak + rows * row)
+
+    @property
+    def test_count(self) -> int:
+        return len(self.source.split("test"))
+
+    def _draw(self, folder: Path, predictor: Classifier, found: Outcome) -> None:
+        """The pages and plots of a run that has as many lines in its log, in memory."""
+        predictions = found.predictions()
+        tiles = gallery(Shown(predictor.module, predictor.device, self.pictures), predictions, [], [])
+        steps = range(LOG_EVERY, self.steps + 1, LOG_EVERY)
+        records: list[dict[str, Any]] = [
+            {"step": s, "epoch": s, "train/loss": 1.0, "train/top1": 0.5, "lr": 0.1} for s in steps
+        ]
+        records += [{"step": s, "epoch": s, "val/loss": 1.0, "val/top1": 0.5} for s in range(1, self.run.training.evaluations)]
+        data = {"classes": list(self.source.classes), "counts": self.source.counts(), "multi_label": self.source.multi_label}
+        story = Story(
+            folder, config={"run": self.run.to_json()}, data=data, summary=found.summary(), records=tuple(records),
+            predictions=predictions, gallery=tuple(tiles),
+        )  # fmt: skip
+        run_page(story)
+        list(drawn(story))
+
+
+def probe_of(run: Run, room: int | None) -> Run:
+    """The run, where its steps are short and fit; else with fewer layers, and then with fewer images."""
+    speed = products_a_second(run.training.precision)
+
+    def fits(candidate: Run) -> bool:
+        counted = cost(candidate.model)
+        seconds = 3 * counted.flops * candidate.training.batch_size / speed
+        needed = 16 * counted.parameters + counted.activation_bytes * _part(candidate)
+        return seconds <= STEP_SECONDS and (room is None or needed < room / 2)
+
+    probe = run
+    while not fits(probe) and probe.model.size.depth > 2:
+        size = replace(probe.model.size, depth=max(2, probe.model.size.depth // 2))
+        probe = replace(probe, model=replace(probe.model, size=size), weights=None)
+    while not fits(probe) and probe.training.batch_size > 1:
+        probe = replace(probe, training=replace(probe.training, batch_size=probe.training.batch_size // 2))
+    return probe
+
+
+def products_a_second(precision: str) -> float:
+    """Floating point operations of a small matrix product, halved for all that a step does besides."""
+    values = torch.ones(512, 512, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        values @ values
+        times.append(time.perf_counter() - start)
+    return 512**3 / min(times)
+
+
+def own_splits(source: Source) -> list[tuple[str, Any]]:
+    """The splits, without a test split that is the same as val."""
+    return [(name, split) for name, split in source.splits.items() if name != "test" or split is not source.splits["val"]]
+
+
+def some(source: Source, count: int) -> Source:
+    """The source with about `count` pictures, spread evenly over every split; at least one of each."""
+    share = count / sum(len(split) for _, split in own_splits(source))
+    splits = {
+        name: split.subset(np.unique(np.linspace(0, len(split) - 1, max(1, int(len(split) * share))).astype(np.int64)))
+        for name, split in own_splits(source)
+    }
+    return replace(source, splits={name: splits.get(name, splits["val"]) for name in source.splits})
+
+
+def _first(pictures: Pictures, count: int) -> Pictures:
+    """`count` pictures spread evenly."""
+    return pictures.subset(np.unique(np.linspace(0, len(pictures.dataset) - 1, count).astype(np.int64)))
+
+
+def _part(run: Run) -> int:
+    """Images that are in memory at the same time."""
+    return min(run.training.micro_batch or run.training.batch_size, run.training.batch_size)
+
+
+def _buffers(optimizers: list[torch.optim.Optimizer]) -> int:
+    """Bytes of momentum and the like."""
+    return sum(
+        value.numel() * value.element_size()
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )

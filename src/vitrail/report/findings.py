@@ -11,7 +11,7 @@ import numpy as np
 
 from vitrail.evaluation.calibration import calibration
 from vitrail.report.story import Story
-from vitrail.statistics import share, wilson_interval
+from vitrail.statistics import mcnemar, p_text, share, wilson_interval
 
 Severity = Literal["act", "look", "good"]
 ORDER = {"act": 0, "look": 1, "good": 2}
@@ -115,31 +115,28 @@ def _course(story: Story) -> Iterator[Finding]:
 
 
 def _baseline(story: Story) -> Iterator[Finding]:
-    """Whether the model is better than what costs nothing."""
+    """Whether the model is better than what costs nothing, image by image."""
     best = story.best_baseline
     if best is None:
         return
-    top1, (low, _) = story.summary["top1"], story.summary["top1_interval"]
-    ours, theirs = share(top1, story.summary["top1_interval"]), share(best["top1"], best["interval"])
-    evidence = f"{ours} against {theirs}, n = {story.summary['n']:,}"
-    if low > best["interval"][1]:
+    top1, better, worse = story.summary["top1"], best["only_model"], best["only_baseline"]
+    name, chance = best["name"], mcnemar(better, worse)
+    evidence = (
+        f"{share(top1)} against {share(best['top1'])} of {story.summary['n']:,} images; {better} only the model gets right, "
+        f"{worse} only {name} (McNemar p {p_text(chance)})."
+    )
+    if better > worse and chance < 0.05:
+        title = f"The model beats {name} by {100 * (top1 - best['top1']):.1f} points"
+        yield Finding("baseline", "good", title, evidence, anchor="result")
+    elif better > worse:
         yield Finding(
-            "baseline",
-            "good",
-            f"The model beats {best['name']} by {100 * (top1 - best['top1']):.1f} points",
-            evidence,
-            anchor="result",
-        )
-    elif top1 > best["top1"]:
-        yield Finding(
-            "baseline", "look", f"The model is not clearly better than {best['name']}", f"{evidence}: the intervals overlap",
-            "More images for testing would show whether it is; longer training may widen the lead.", "", "result",
+            "baseline", "look", f"The model is not clearly better than {name}", evidence,
+            "More test images would show whether it is; longer training may widen the lead.", "", "result",
         )  # fmt: skip
     else:
         yield Finding(
-            "baseline", "act", f"The model does not beat {best['name']}", evidence,
-            "Do not use it as it is: train longer, or start from pre-trained weights.",
-            _longer(story), "result",
+            "baseline", "act", f"The model does not beat {name}", evidence,
+            "Do not use it as it is: train longer, or start from pre-trained weights.", _longer(story), "result",
         )  # fmt: skip
 
 
@@ -208,7 +205,7 @@ def _confusion(story: Story) -> Iterator[Finding]:
 
 def _weak_classes(story: Story) -> Iterator[Finding]:
     """Classes that are found clearly less often than images are on the whole."""
-    if not story.summary or not story.scores:
+    if not story.summary or not story.scores or story.multi_label:  # top-1 is no yardstick for several labels
         return
     top1 = story.summary["top1"]
     weak = sorted(

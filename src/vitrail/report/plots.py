@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,17 @@ BLUE, ORANGE = "#1f56c3", "#b3541e"
 
 def write_plots(folder: Path) -> list[Path]:
     """Writes the pictures that the folder's files allow, and returns where they are."""
-    story, written = read_story(folder), []
+    written = []
+    for name, content in drawn(read_story(folder)):
+        with explained(folder / "plots"):
+            (folder / "plots").mkdir(exist_ok=True)
+        written.append(folder / "plots" / f"{name}.png")
+        write_bytes(written[-1], content)
+    return written
+
+
+def drawn(story: Story) -> Iterator[tuple[str, bytes]]:
+    """Name and PNG file of every picture that the story allows."""
     makers: dict[str, Callable[[Story], Any]] = {
         "curves": _curves,
         "confusion": _confusion,
@@ -30,11 +40,7 @@ def write_plots(folder: Path) -> list[Path]:
         if figure is not None:
             content = BytesIO()
             figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
-            with explained(folder / "plots"):
-                (folder / "plots").mkdir(exist_ok=True)
-            written.append(folder / "plots" / f"{name}.png")
-            write_bytes(written[-1], content.getvalue())
-    return written
+            yield name, content.getvalue()
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:

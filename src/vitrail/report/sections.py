@@ -99,11 +99,10 @@ def _result(story: Story) -> Facts:
 def _confusion(story: Story) -> Facts:
     predictions, found = story.predictions, story.pairs
     mistakes = 0 if predictions is None else int((~predictions.hit).sum())
-    reason = "Images may have several labels here, so that one is not taken for another; see the classes."
-    facts: Facts = {
-        "pairs": found, "mistakes": mistakes, "shown_pairs": [], "pair_rows": [], "heat": {},
-        "no_pairs": reason if story.multi_label else "Not known yet: there is no result on test images.",
-    }  # fmt: skip
+    reason = "" if predictions is not None else "Not known yet: there is no result on test images."
+    if story.multi_label:
+        reason = "Images may have several labels here, so that one is not taken for another; see the classes."
+    facts: Facts = {"pairs": found, "mistakes": mistakes, "no_pairs": reason}
     if predictions is None or not found:
         return facts
     tiles = story.tiles("pair")

@@ -99,11 +99,16 @@ class Story:
 
 
 NUMBER = (int, float)
-_BASELINE = {"name": str, "top1": NUMBER, "interval": [NUMBER], "how": str}
+_BASELINE = {"name": str, "top1": NUMBER, "interval": [NUMBER], "how": str, "only_model": int, "only_baseline": int}
 _SUMMARY = {"n": int, "top1": NUMBER, "top1_interval": [NUMBER], "split": str, "baselines": [_BASELINE]}
 _MEMBER = {"id": str, "split": str, "label": str}
 _PROBLEM = {"kind": str, "severity": str, "title": str, "why": str, "fix": str, "groups": [[_MEMBER]]}
-_DATA = {"source": str, "classes": [str], "counts": {}, "examination?": {"seen": int, "of": int, "problems": [_PROBLEM]}}
+_DATA = {
+    "source": str,
+    "classes": [str],
+    "counts": {},
+    "examination?": {"seen": int, "of": int, "problems": [_PROBLEM]},
+}
 _SUSPECT = {**_MEMBER, "suggested": str, "doubt": NUMBER}
 
 

@@ -67,6 +67,10 @@ class Progress:
             with suppress(VitrailError):
                 self._status(word)
 
+    def described(self) -> None:
+        """Everything is written, the pages too: the last time and memory of the run."""
+        self._status("done")
+
     def update(self, step: int, facts: dict[str, float], images: int) -> None:
         self.step, self.latest = step, facts
         self.images += images
