@@ -7,12 +7,13 @@ FROZEN = {
     "demo": {"--json", "--out", "--overwrite", "--plan", "--quiet", "--seed"},
     "train": {
         *("--recipe", "--model", "--weights", "--image-size", "--epochs", "--batch-size", "--lr", "--seed", "--set"),
-        *("--out", "--overwrite", "--plan", "--workers", "--device", "--json", "--quiet"),
+        *("--out", "--overwrite", "--plan", "--workers", "--track", "--device", "--json", "--quiet"),
     },
     "eval": {"--data", "--split", "--image-size", "--out", "--device", "--json"},
     "predict": {"--image-size", "--top", "--device", "--json"},
     "explain": {"--layer", "--head", "--query", "--out", "--image-size", "--device", "--json"},
     "report": {"--json"},
+    "compare": {"--split", "--out", "--json"},
     "models": {"--image-size", "--json"},
     "doctor": {"--json"},
 }

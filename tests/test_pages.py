@@ -1,13 +1,17 @@
 """Pages as people meet them: in Debian's Chromium, at four widths, light and dark, by keyboard, scanned by axe-core."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import missing_package
 from stories import rich
-from vitrail.report.page import data_page, run_page
+from vitrail.evaluation.predictions import read_predictions
+from vitrail.report.comparison import comparison
+from vitrail.report.page import compare_page, data_page, run_page
 from vitrail.report.story import read_story
 
 AXE = Path(__file__).parents[1] / ".venv" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
@@ -30,15 +34,21 @@ def browser():
     driver.quit()
 
 
-@pytest.fixture(scope="module", params=["rich", "finished", "data"])
+@pytest.fixture(scope="module", params=["rich", "finished", "data", "compare"])
 def page(request, run, tmp_path_factory):
-    """A report with something in every section, that of a tiny run as it is, and the page of a data check."""
+    """A report with something in every section, that of a tiny run as it is, a data check, and two runs compared."""
     path = tmp_path_factory.mktemp("page") / f"{request.param}.html"
     whole = rich(path.parent) if request.param == "rich" else read_story(run)
     if request.param == "data":
         whole = rich(path.parent)
         thumbnails = {tile.id: tile.picture for tile in whole.gallery}
         path.write_text(data_page(whole.data, thumbnails))
+    elif request.param == "compare":
+        shutil.copytree(run, path.parent / "other")
+        table = path.parent / "other" / "eval" / "test" / "predictions.csv"
+        mistaken = replace(read_predictions(table), rank=np.full(4, 2), predicted=("light below",) * 4)
+        mistaken.write(table)
+        path.write_text(compare_page(comparison(run, path.parent / "other")))
     else:
         path.write_text(run_page(whole))
     return path

@@ -120,7 +120,9 @@ def test_a_failure_is_said_once_and_the_other_tracker_is_complete(packages, fold
         both.look()
         both.summary = {"test/top1": 0.75}
     assert diary(folder) == ["0 loss 0.5", "1 loss 0.5", "2 loss 0.5", "3 loss 0.25", "3 test/top1 0.75", "FINISHED"]
-    assert len(notes) == 1 and notes[0].startswith(f"tracker tensorboard has failed, the run has not: {REASONS[kind]}")
+    assert len(notes) == 1 and notes[0].startswith(
+        f"tracker tensorboard has failed, the run does not need it: {REASONS[kind]}"
+    )
     assert notes[0].endswith(f"({folder / 'trackers' / 'tensorboard.log'})")
     assert [process.returncode is None for process in processes] == [False, False]  # none is left behind
     assert names(folder / "trackers") == ["mlflow", "tensorboard", "tensorboard.log"]
@@ -221,7 +223,9 @@ def test_a_disk_that_is_really_full(folder):
     command = ["unshare", "-rm", "sh", "-c", FULL, "sh", str(folder), sys.executable]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout.startswith("tracker tensorboard has failed, the run has not: OSError: [Errno 28] No space left")
+    assert done.stdout.startswith(
+        "tracker tensorboard has failed, the run does not need it: OSError: [Errno 28] No space left"
+    )
     assert done.stdout.count("\n") == 1
 
 
@@ -244,7 +248,9 @@ def test_training_goes_on_when_a_tracker_fails(packages, pictures, run, tmp_path
 
 
 @pytest.mark.parametrize(("error", "words"), [(KeyboardInterrupt, "KILLED"), (ZeroDivisionError, "FAILED")])
-def test_a_run_that_is_stopped_says_so_and_may_go_on_untracked(packages, pictures, run, tmp_path, monkeypatch, error, words):
+def test_a_run_that_is_stopped_says_so_and_may_go_on_untracked(
+    packages, pictures, run, tmp_path, monkeypatch, error, words
+):
     packages("never")
     monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 100)
     update, folder = Trainer._update, tmp_path / "run"
@@ -279,12 +285,17 @@ def test_a_missing_package_is_said_before_anything_starts(vitrail_command, pictu
     kept = [place for place in sys.path if not (Path(place) / "wandb").is_dir()]
     monkeypatch.setattr(sys, "path", [str(tmp_path), *kept])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    answer = vitrail_command("train", pictures, "--out", tmp_path / "run", "--track", "tensorboard,wandb", *tiny.flags())
+    answer = vitrail_command(
+        "train", pictures, "--out", tmp_path / "run", "--track", "tensorboard,wandb", *tiny.flags()
+    )
     assert answer.status == 2 and answer.err.startswith("error[VT007] --track tensorboard,wandb: ")
     assert "pip install 'vitrail[track]'" in answer.err and not (tmp_path / "run").exists()
 
 
 def test_importing_trackers_has_no_side_effects():
-    code = "import os, sys; before = dict(os.environ); import vitrail.training.tracking; print(dict(os.environ) == before, *sys.modules)"
+    code = (
+        "import os, sys; before = dict(os.environ); import vitrail.training.tracking\n"
+        "print(dict(os.environ) == before, *sys.modules)"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert said[0] == "True" and not set(said) & {"torch", "tensorboard", "wandb", "mlflow"}

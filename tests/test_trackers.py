@@ -4,10 +4,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -19,12 +17,8 @@ import torch
 
 import tiny
 from conftest import missing_package
-from vitrail.errors import UsageError
-from vitrail.recipes.execute import Asked, Machine, train
-from vitrail.training import trackers, tracking
-from vitrail.training.loop import Trainer
-from vitrail.training.trackers import TRACKERS, named
-from vitrail.training.tracking import Tracking
+from vitrail.training import trackers
+from vitrail.training.trackers import TRACKERS
 
 # A run that crashes before step 7, while its last state is that of step 4, and goes on with a tracker more.
 SESSIONS = """
@@ -78,6 +72,7 @@ def watched(pictures, tmp_path_factory):
     # Nothing else: some libraries keep still where they see CI or pytest.
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS") if name in os.environ}
     environment = {**kept, **ELSEWHERE, "HOME": str(place / "home"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["MPLCONFIGDIR"] = str(place / "matplotlib")  # of the report; not a tracker
     done = subprocess.run(command, cwd=place / "elsewhere", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     run = place / "run"
@@ -105,7 +100,9 @@ def test_nothing_is_sent(watched):
     assert contacts(watched.place / "trace")  # W&B's two processes talk over a socket in the file system
     assert outside(watched.place / "trace") == []
     if not watched.alone:
-        pytest.skip("no network was left by strace's account; unshare -rn, which would take it away, is not allowed here")
+        pytest.skip(
+            "no network was left by strace's account; unshare -rn, which would take it away, is not allowed here"
+        )
 
 
 @pytest.mark.parametrize("code", [
@@ -127,7 +124,7 @@ def test_nothing_is_written_outside_the_run(watched):
     assert [path for name in ("home", "elsewhere") for path in (watched.place / name).rglob("*")] == []
     assert sorted(path.name for path in watched.trackers.iterdir()) == sorted(TRACKERS)
     assert sorted(path.name for path in watched.place.iterdir() if path.name != "trace") == [
-        "elsewhere", "first", "home", "run",
+        "elsewhere", "first", "home", "matplotlib", "run",
     ]  # fmt: skip
 
 
@@ -184,11 +181,15 @@ def in_wandb(folder):
         place += 7 + length
         if kind in (1, 4):
             record = Record.FromString(part)
-            values = {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
+            values = {
+                (item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item
+            }
             if values:
                 history.append(values)
             config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-            summary |= {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.summary.update}
+            summary |= {
+                (item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.summary.update
+            }
             if record.HasField("exit"):
                 status = record.exit.exit_code
     return history, config, summary, status

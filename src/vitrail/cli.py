@@ -33,6 +33,7 @@ Plan = Annotated[
     bool, Parameter(name="--plan", negative="", help="Show what would happen and what it costs; write nothing.")
 ]
 Out = Annotated[Path | None, Parameter(help="The run folder.")]
+Page = Annotated[Path | None, Parameter(help="Write the comparison as a page, PAGE.html.")]
 Device = Annotated[str, Parameter(help="auto, cpu or cuda.")]
 Sets = Annotated[list[str], Parameter(name="--set", negative="", help="KEY=VALUE, any key of the plan; repeatable.")]
 Files = Annotated[list[str], Parameter(negative="", allow_leading_hyphen=True)]  # for "-", standard input
@@ -212,6 +213,22 @@ def report(run: Path, /, *, json_: Json = False) -> int:
     from vitrail.commands.report import run_report
 
     return run_report(run, json_)
+
+
+@app.command
+def compare(a: Path, b: Path, /, *, split: str = "test", out: Page = None, json_: Json = False) -> int:
+    """Say which of two runs is better, how sure that is, what differs between them and which images changed sides.
+
+    Parameters
+    ----------
+    a, b
+        Run folders; everything is read from them, pictures and weights are not needed.
+    split
+        The folder in RUN/eval that both have: test, val, or what `vitrail eval` wrote.
+    """
+    from vitrail.commands.compare import run_compare
+
+    return run_compare(a, b, split, out, json_)
 
 
 @app.command

@@ -104,6 +104,19 @@ def keys(data: Any, path: str = "") -> list[str]:
     return [name for key, value in data.items() for name in (f"{path}{key}", *keys(value, f"{path}{key}."))]
 
 
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, old, new) for every value that differs in encoded data."""
+    found = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        name = f"{path}{key}"
+        first, second = old.get(key), new.get(key)
+        if isinstance(first, dict) and isinstance(second, dict):
+            found += differences(first, second, f"{name}.")
+        elif first != second:
+            found.append((name, first, second))
+    return found
+
+
 def _dataclass_of(kind: Any) -> Any:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return next(part for part in typing.get_args(kind) if part is not type(None))

@@ -51,6 +51,12 @@ class DataError(VitrailError):
     exit_status = 3
 
 
+class OutOfMemory(VitrailError):
+    """Memory ran out; a smaller part of the batch, or a smaller model, fits."""
+
+    exit_status = 4
+
+
 class Interrupted(VitrailError):
     """Stopped by the user or the system; the same command goes on."""
 

@@ -7,6 +7,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from threading import Condition, Lock
@@ -46,8 +47,30 @@ _TURNS = {
 }
 
 
+@dataclass(frozen=True)
+class FileFacts:
+    """What a file says of its picture.
+
+    Attributes:
+        format: the codec, such as "JPEG".
+        mode: how Pillow stores it: "L" grey, "RGB", "RGBA", "P" palette, "CMYK", ...
+        turned: EXIF asks for it to be turned or mirrored before it is shown.
+        transparent: some of it is see-through.
+    """
+
+    format: str
+    mode: str
+    turned: bool
+    transparent: bool
+
+
 def read_picture(source: str | os.PathLike[str] | bytes, channels: int = 3) -> Picture:
-    """A picture as a person sees it.
+    """A picture as a person sees it; see `read_file`."""
+    return read_file(source, channels)[0]
+
+
+def read_file(source: str | os.PathLike[str] | bytes, channels: int = 3) -> tuple[Picture, FileFacts]:
+    """A picture as a person sees it, and what its file says.
 
     Orientation (EXIF) is applied; palettes, CMYK and 16-bit become 8-bit; transparency is laid on white; of an
     animation the first frame is taken.
@@ -57,7 +80,7 @@ def read_picture(source: str | os.PathLike[str] | bytes, channels: int = 3) -> P
         channels: 3 for colour, 1 for grey.
 
     Returns:
-        uint8, height width channels.
+        uint8, height width channels, and the facts.
 
     Raises:
         DataError: VT050 to VT054 say whether the file is missing, empty, no picture, damaged or too large.
@@ -71,7 +94,9 @@ def read_picture(source: str | os.PathLike[str] | bytes, channels: int = 3) -> P
         try:
             with _GATE.room(image.width * image.height):
                 image.load()
-                return _as_seen(image, channels)
+                turn = _turn(image)
+                picture, transparent = _as_seen(image if turn is None else image.transpose(turn), channels)
+                return picture, FileFacts(image.format or "", image.mode, turn is not None, transparent)
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError and more
             raise DataError("VT053", f"{name} is damaged or cut off: {error}", "a whole picture") from error
 
@@ -212,29 +237,30 @@ def _check_size(image: Image.Image, name: str) -> None:
         )
 
 
-def _as_seen(image: Image.Image, channels: int) -> Picture:
-    image = _upright(image)
+def _as_seen(image: Image.Image, channels: int) -> tuple[Picture, bool]:
+    """The pixels, transparency laid on white, and whether there was any."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bit(image)
     picture = np.empty((image.height, image.width, channels), dtype=np.uint8)
-    rows = max(1, _STRIP // image.width)
+    rows, transparent = max(1, _STRIP // image.width), False
     for top in range(0, image.height, rows):
         strip = image
         if rows < image.height:
             strip = image.crop((0, top, image.width, min(top + rows, image.height)))
         if strip.has_transparency_data:
             strip = strip.convert("RGBA")
+            transparent |= strip.getchannel("A").getextrema()[0] != 255
             strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
         picture[top : top + rows] = from_pillow(strip.convert("L" if channels == 1 else "RGB"))
-    return picture
+    return picture, transparent
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the picture upright; None where it is."""
     try:
-        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+        return _TURNS.get(image.getexif().get(0x0112, 1))
     except Exception:  # a broken EXIF block hides the orientation, not the picture
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

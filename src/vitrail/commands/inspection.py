@@ -61,7 +61,7 @@ def _check_out(out: Path, picture: Path) -> None:
 
 def _draw(picture: Picture, found: Explanation, answer: Prediction, out: Path) -> None:
     """The figure as a PNG."""
-    title = f"{Path(readable_name(answer.file)).name}: {_said(answer)}"
+    title = f"{_said(answer)}: {Path(readable_name(answer.file)).name}"  # a long name is cut, the answer is not
     caption = f"{_method(found)}, seen from {query_name(found.query)}. The same for every class; not importance."
     marked = found.query if isinstance(found.query, tuple) else None
     drawn = figure(picture, found.map, found.box, title, caption, marked)

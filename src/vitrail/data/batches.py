@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -20,10 +20,12 @@ from vitrail.data.order import draws, id_words, samples_of_step
 from vitrail.data.sources import Dataset
 from vitrail.data.transforms import Transform, augment
 from vitrail.errors import DataError
-from vitrail.images import Picture, resized
+from vitrail.images import FileFacts, Picture, resized
 from vitrail.preprocessing import Preprocessing
 
 CACHE_BYTES = 2 * 2**30
+
+Observer = Callable[[int, Picture | DataError, FileFacts | None], None]
 EVALUATED, EVALUATED_PIXELS = 250, 4_096_000  # images at a time, up to 128 px of side; 81 of 224 px
 
 
@@ -67,11 +69,29 @@ class Pictures:
     bad: dict[int, DataError] = field(default_factory=dict)
     passed_over: list[str] = field(default_factory=list)
 
-    def check(self, threads: int = 2) -> Pictures:
-        """Finds the pictures that cannot be read, and fills the cache."""
+    def check(self, threads: int = 2, observe: Observer | None = None) -> Pictures:
+        """Finds the pictures that cannot be read, and fills the cache.
+
+        Args:
+            observe: is shown every picture as it was decoded, by several threads at once.
+        """
         keep = kept_in_memory(len(self.dataset), self.preprocessing)
+
+        def checked(index: int) -> Picture | None:
+            try:
+                picture, facts = self.dataset.examine(index, self.preprocessing.channels)
+                working = self._working_size(picture)
+            except DataError as error:
+                self.bad[index] = error
+                if observe is not None:
+                    observe(index, error, None)
+                return None
+            if observe is not None:
+                observe(index, picture, facts)
+            return working if keep else None
+
         with ThreadPoolExecutor(threads) as pool:
-            pictures = list(pool.map(self._checked if keep else self._verified, range(len(self.dataset))))
+            pictures = list(pool.map(checked, range(len(self.dataset))))
         self.cache = pictures if keep else []
         return self
 
@@ -95,16 +115,6 @@ class Pictures:
         """Some of the pictures, in this order."""
         cache = [self.cache[index] for index in indices] if self.cache else []
         return Pictures(self.dataset.subset(indices), self.preprocessing, cache)
-
-    def _checked(self, index: int) -> Picture | None:
-        try:
-            return self._working_size(self.dataset.read(index, self.preprocessing.channels))
-        except DataError as error:
-            self.bad[index] = error
-            return None
-
-    def _verified(self, index: int) -> None:
-        self._checked(index)
 
     def _working_size(self, picture: Picture) -> Picture:
         height, width = picture.shape[:2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,7 +13,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitrail.data.likeness import TINY, Windows, fit, grey, same, sampling, small
+from vitrail.data.likeness import TINY, Greys, Window, Windows, fit, grey, same, sampling, small
+from vitrail.errors import DataError
 from vitrail.images import Picture, from_pillow, to_pillow
 
 SIDE = 16  # of a thumbnail
@@ -20,7 +22,9 @@ FLAT = 2.0  # grey levels; a thumbnail of less standard deviation shows nothing 
 _WAVES = 8  # frequencies a side that describe a thumbnail
 _NEAR = 0.85  # cosine of two descriptions
 _NEIGHBOURS, _ATTEMPTS = 16, 4  # per picture: how many are fitted, how many of these are looked at
-_FITTING, _FITTING_TINY = 0.4, 0.1  # what two thumbnails may differ after that, by their contrast
+# What two thumbnails may differ after that: the more, the finer the detail that lies between their pixels; tiny pictures
+# have none, and a share of their contrast counts.
+_FITTING, _FITTING_TINY = 0.8, 0.1
 _SHELF, _SHELVES = 512, 4  # pictures on a shelf; shelves that are searched
 _ROWS, _REMEMBERED = 512, 128  # pictures at a time; pictures kept for a second look
 # What a crop may have taken, to within 1.5 % of a side: nothing, or one of nine windows (left, right, top, bottom).
@@ -38,7 +42,7 @@ class LookAlike(NamedTuple):
     first: int
     second: int
     mirrored: bool
-    window: Float[np.ndarray, "4"]
+    window: Window
 
 
 class Fingerprints:
@@ -67,11 +71,15 @@ class Fingerprints:
         known = np.flatnonzero(self.known)
         return _gathered(known, self.digests[known])
 
-    def groups(self, look: Callable[[int], Picture]) -> list[NDArray[np.int64]]:
+    def groups(
+        self, look: Callable[[int], Picture], labels: Int[np.ndarray, " count"], until: float = np.inf
+    ) -> list[NDArray[np.int64]]:
         """Groups of pictures that are the same or nearly so, each in ascending order.
 
         Args:
             look: index to picture; pictures whose thumbnails are alike are looked at again, side by side.
+            labels: pictures with other labels are no copies for being mirrored: b and d, left and right.
+            until: when to stop looking, by `time.monotonic`; what was found by then is the answer.
         """
         root = np.arange(len(self.known))
         for group in self.exact():
@@ -80,13 +88,18 @@ class Fingerprints:
         chosen = np.flatnonzero(self.known & shows & (root == np.arange(len(root))))
         remembered = lru_cache(_REMEMBERED)(lambda index: small(look(index)))
         for pair in look_alikes(self.thumbnails[chosen], self.shortest[chosen] < TINY):
+            if time.monotonic() > until:
+                break
             first, second = int(chosen[pair.first]), int(chosen[pair.second])
             low, high = sorted((_find(root, first), _find(root, second)))
-            if low == high:
+            if low == high or (pair.mirrored and labels[first] != labels[second]):
                 continue
-            picture = remembered(first)[:, ::-1] if pair.mirrored else remembered(first)
-            if same(np.ascontiguousarray(picture), remembered(second), pair.window):
-                root[high] = low
+            try:
+                picture = remembered(first)[:, ::-1] if pair.mirrored else remembered(first)
+                if same(np.ascontiguousarray(picture), remembered(second), pair.window):
+                    root[high] = low
+            except DataError:  # it could be read a minute ago
+                continue
         while (root != root[root]).any():
             root = root[root]
         known = np.flatnonzero(self.known)
@@ -118,17 +131,16 @@ def look_alikes(thumbnails: Thumbnails, tiny: Bool[np.ndarray, " pictures"]) -> 
         hits = []
         for view, window in enumerate(_WINDOWS):
             part = rows[~tiny[rows]] if view else rows
-            for mirrored in (False, True) if len(part) else ():
-                queries = _described(_turned(thumbnails[part], mirrored), window)
-                hits.append((*_search(queries, part, members, shelves, pivots), view, mirrored))
-        first, second, score = (np.concatenate([hit[part] for hit in hits]) for part in range(3))
-        view, mirrored = (np.concatenate([np.full(len(hit[0]), hit[part]) for hit in hits]) for part in (3, 4))
-        allowed = (first != second) & ((view == 0) | ~tiny[second])
+            for turn in (False, True) if len(part) else ():
+                found = _search(_described(_turned(thumbnails[part], turn), window), part, members, shelves, pivots)
+                hits.append((*found, np.full(len(found[0]), view), np.full(len(found[0]), turn)))
+        first, second, score, view_of, mirrored = (np.concatenate(column) for column in zip(*hits, strict=True))
+        allowed = (first != second) & ((view_of == 0) | ~tiny[second])
         order = np.flatnonzero(allowed)[np.argsort(-score[allowed], kind="stable")]
         _, best = np.unique(first[order] * len(members) + second[order], return_index=True)
         order = order[best]
         order = order[_few(first[order], -score[order], _NEIGHBOURS)]
-        yield from _fitted(thumbnails, tiny, first[order], second[order], mirrored[order], view[order])
+        yield from _fitted(thumbnails, tiny, first[order], second[order], mirrored[order], view_of[order])
 
 
 def _fitted(
@@ -142,10 +154,12 @@ def _fitted(
     """Those that still look alike when the windows are fitted, a few for each first picture."""
     difference, windows = np.full(len(first), np.inf), _WINDOWS[view]
     small = tiny[first] | tiny[second]
-    for chosen, rounds, limit in ((small, 0, _FITTING_TINY), (~small, 4, _FITTING)):
+    for chosen, rounds in ((small, 0), (~small, 4)):
         for part in np.array_split(np.flatnonzero(chosen), 1 + chosen.sum() // 1024):
             seen = np.where(mirrored[part, None, None], thumbnails[first[part], :, ::-1], thumbnails[first[part]])
-            found = fit(seen.astype(np.float32), thumbnails[second[part]].astype(np.float32), windows[part], rounds)
+            target = thumbnails[second[part]].astype(np.float32)
+            found = fit(seen.astype(np.float32), target, windows[part], rounds)
+            limit = _FITTING * (0.05 + _roughness(target)) if rounds else _FITTING_TINY
             windows[part] = found.windows
             difference[part] = np.where(found.difference <= limit, found.difference, np.inf)
     good = np.flatnonzero(np.isfinite(difference))
@@ -153,11 +167,19 @@ def _fitted(
         yield LookAlike(int(first[at]), int(second[at]), bool(mirrored[at]), windows[at])
 
 
+def _roughness(thumbnails: Greys) -> Float[np.ndarray, " pictures"]:
+    """What the mean of its four neighbours does not say about a pixel, by the contrast."""
+    inner = thumbnails[:, 1:-1, 1:-1]
+    around = thumbnails[:, :-2, 1:-1] + thumbnails[:, 2:, 1:-1] + thumbnails[:, 1:-1, :-2] + thumbnails[:, 1:-1, 2:]
+    missing = inner - around / 4
+    return np.sqrt((missing * missing).mean(axis=(1, 2))) / thumbnails.std(axis=(1, 2)).clip(1)
+
+
 def _turned(thumbnails: Thumbnails, mirrored: bool) -> Thumbnails:
     return thumbnails[:, :, ::-1] if mirrored else thumbnails
 
 
-def _described(thumbnails: Thumbnails, window: Float[np.ndarray, "4"]) -> Descriptions:
+def _described(thumbnails: Thumbnails, window: Window) -> Descriptions:
     """Unit vectors of the low cosine waves of the thumbnails' `window`, the lower the heavier."""
     across, down = (_COSINES @ sampling(window[k : k + 1], window[k + 1 : k + 2], SIDE)[0][0] for k in (0, 2))
     waves = (down @ thumbnails.astype(np.float32) @ across.T) * _WEIGHTS
@@ -170,7 +192,9 @@ def _shelved(members: Descriptions) -> tuple[list[NDArray[np.int64]], Descriptio
     if len(members) <= _SHELF * _SHELVES * 2:
         return [np.arange(len(members))], members[:1]
     pivots = members[np.linspace(0, len(members) - 1, len(members) // _SHELF).astype(np.int64)]
-    nearest = np.concatenate([(part @ pivots.T).argmax(axis=1) for part in np.array_split(members, len(members) // _ROWS)])
+    nearest = np.concatenate(
+        [(part @ pivots.T).argmax(axis=1) for part in np.array_split(members, len(members) // _ROWS)]
+    )
     order = np.argsort(nearest, kind="stable")
     shelves, owners = [], []
     for owner, shelf in enumerate(np.split(order, np.searchsorted(nearest[order], np.arange(1, len(pivots))))):
@@ -238,7 +262,9 @@ def _smoothing() -> Float[np.ndarray, "side twice"]:
 def _cosines() -> Float[np.ndarray, "waves side"]:
     """The orthonormal discrete cosine transform (DCT-II)."""
     wave, place = np.arange(_WAVES)[:, None], np.arange(SIDE) + 0.5
-    return (np.cos(np.pi * wave * place / SIDE) * np.where(wave, np.sqrt(2 / SIDE), np.sqrt(1 / SIDE))).astype(np.float32)
+    return (np.cos(np.pi * wave * place / SIDE) * np.where(wave, np.sqrt(2 / SIDE), np.sqrt(1 / SIDE))).astype(
+        np.float32
+    )
 
 
 _SMOOTH, _COSINES = _smoothing(), _cosines()

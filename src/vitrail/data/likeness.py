@@ -20,11 +20,12 @@ _SMALL, _LONGEST = 128, 512
 _GAIN = (0.85, 1.18)
 # How far two copies may differ: a share of the picture's contrast, and grey levels that compression costs everywhere.
 # Measured on photographs and clip art, saved again, resized and cropped, against the most alike distinct ones.
-_LUMINANCE, _COLOUR, _TINY_LUMINANCE = (0.05, 0.6), (0.09, 0.6), (0.04, 0.0)
-_WORST = 2.4  # times as much in the worst of 64 parts, so that a small new object is seen
+_LUMINANCE, _COLOUR, _TINY_LUMINANCE = (0.06, 0.5), (0.09, 0.5), (0.07, 0.0)
+_WORST = 2.6  # times as much in the worst of 64 parts, so that a small new object is seen
 
 Greys = Float[np.ndarray, "pairs side side"]
-Windows = Float[np.ndarray, "pairs 4"]  # shares cut off: left, right, top, bottom
+Window = NDArray[np.float32]  # four shares of a side that are cut off: left, right, top, bottom
+Windows = Float[np.ndarray, "pairs 4"]
 
 
 class Fit(NamedTuple):
@@ -42,7 +43,7 @@ def small(picture: Picture) -> Picture:
     return resized(picture, size)
 
 
-def same(first: Picture, second: Picture, window: Float[np.ndarray, "4"]) -> bool:
+def same(first: Picture, second: Picture, window: Window) -> bool:
     """Whether `second` is `first` or a window of it.
 
     Args:
@@ -58,14 +59,15 @@ def same(first: Picture, second: Picture, window: Float[np.ndarray, "4"]) -> boo
     whole, target = (resized(picture, (side, side)) for picture in (first, second))
     if _agree(whole, target, _LUMINANCE):
         return True
-    (found,) = fit(grey(whole)[None], grey(target)[None], window[None], rounds=5).windows
-    left, right, top, bottom = (float(share) for share in found)
+    starts = np.stack([window, np.full(4, MAX_CUT / 2, dtype=np.float32)])
+    found = fit(np.stack([grey(whole)] * 2), np.stack([grey(target)] * 2), starts, rounds=5)
+    left, right, top, bottom = (float(share) for share in found.windows[found.difference.argmin()])
     height, width = first.shape[:2]
     box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
     return _agree(resized(first, (side, side), box=box), target, _LUMINANCE)
 
 
-def grey(picture: NDArray[np.float32]) -> Float[np.ndarray, "height width"]:
+def grey(picture: Picture | NDArray[np.float32]) -> Float[np.ndarray, "height width"]:
     """Luminance in [0, 255]."""
     return picture @ _LUMA if picture.shape[2] == 3 else picture[:, :, 0].astype(np.float32)
 
@@ -101,9 +103,7 @@ def fit(first: Greys, second: Greys, windows: Windows, rounds: int) -> Fit:
     return Fit(windows, np.sqrt((missing * missing).mean(axis=1)) / contrast)
 
 
-def sampling(
-    low: Float[np.ndarray, " pairs"], high: Float[np.ndarray, " pairs"], side: int
-) -> tuple[Greys, Greys]:
+def sampling(low: Float[np.ndarray, " pairs"], high: Float[np.ndarray, " pairs"], side: int) -> tuple[Greys, Greys]:
     """Matrices that sample `side` pixels from what is left of `side` pixels when the shares `low` and `high` are cut
     off its ends, and their derivatives by position in units of the side; cubic convolution (Keys 1981).
     """
@@ -134,7 +134,9 @@ def _agree(seen: Picture, target: Picture, luminance: tuple[float, float]) -> bo
 
 def _as_bright(seen: NDArray[np.float32], target: NDArray[np.float32]) -> NDArray[np.float32]:
     """`seen` with the brightness and contrast of `target`, judged where neither is white or black."""
-    inside: Bool[np.ndarray, "height width channels"] = (np.minimum(seen, target) > 2) & (np.maximum(seen, target) < 253)
+    inside: Bool[np.ndarray, "height width channels"] = (np.minimum(seen, target) > 2) & (
+        np.maximum(seen, target) < 253
+    )
     if inside.mean() < 0.05:
         inside[:] = True
     x, y = seen[inside], target[inside]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vitrail.data import fashion
 from vitrail.data.tables import Row, read_csv, rows_of_folder
 from vitrail.errors import DataError, nearest
-from vitrail.images import Picture, read_picture
+from vitrail.images import FileFacts, Picture, read_file, read_picture
 
 BUILT_IN = ("fashion-mini", "fashion-mnist")
 
@@ -28,22 +28,29 @@ class Dataset:
         ids: a stable name per sample (the path below the source, or a number).
         targets: one row per sample and one column per class: 1 where the class is true.
         read: index and number of channels to a picture; raises DataError where it cannot.
+        read_file: the same, with what the file says; None where pictures come from no files.
     """
 
     ids: tuple[str, ...]
     targets: NDArray[np.float32]
     read: Callable[[int, int], Picture]
+    read_file: Callable[[int, int], tuple[Picture, FileFacts]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def examine(self, index: int, channels: int = 3) -> tuple[Picture, FileFacts | None]:
+        """A picture and what its file says, where there is one; raises DataError where it cannot be read."""
+        return self.read_file(index, channels) if self.read_file else (self.read(index, channels), None)
+
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
         chosen = np.asarray(indices, dtype=np.int64)
-        read = self.read
+        read, read_file = self.read, self.read_file
         return Dataset(
             tuple(self.ids[index] for index in chosen),
             self.targets[chosen],
             lambda i, channels: read(int(chosen[i]), channels),
+            read_file and (lambda i, channels: read_file(int(chosen[i]), channels)),
         )
 
 
@@ -189,8 +196,12 @@ def _of_files(rows: Sequence[Row], position: Mapping[str, int]) -> Dataset:
     targets = np.zeros((len(rows), len(position)), dtype=np.float32)
     for index, row in enumerate(rows):
         targets[index, [position[label] for label in row.labels]] = 1
-    paths = [row.path for row in rows]
-    return Dataset(tuple(row.id for row in rows), targets, lambda index, channels: read_picture(paths[index], channels))
+    paths = [os.fspath(row.path) for row in rows]  # a Path takes five times the memory
+    return Dataset(
+        tuple(row.id for row in rows), targets,
+        lambda index, channels: read_picture(paths[index], channels),
+        lambda index, channels: read_file(paths[index], channels),
+    )  # fmt: skip
 
 
 def _from_arrays(name: str, classes: Sequence[str], arrays: Mapping[str, fashion.Split]) -> Source:

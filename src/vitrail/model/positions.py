@@ -21,7 +21,15 @@ Injection = Literal["stem", "every-layer", "shared"]
 """Once after the stem; at the start of each layer, each with its own table; the same table at each layer."""
 
 
-class PositionModule(nn.Module, ABC):
+class OnGrid(nn.Module, ABC):
+    """A part of a model whose arrays belong to one grid."""
+
+    @abstractmethod
+    def at(self, grid: Grid) -> None:
+        """Bakes the arrays for another grid, in place."""
+
+
+class PositionModule(OnGrid):
     """What the model asks of a position; each answer defaults to nothing. `layer` None means right after the stem."""
 
     def add(self, tokens: Tokens, layer: int | None = None) -> Tokens:
@@ -35,10 +43,6 @@ class PositionModule(nn.Module, ABC):
     def rotate(self, queries: Tensor, keys: Tensor, tokens: Tokens, layer: int) -> tuple[Tensor, Tensor]:
         """Queries and keys, turned by their positions."""
         return queries, keys
-
-    @abstractmethod
-    def at(self, grid: Grid) -> None:
-        """Bakes the tables for another grid, in place."""
 
 
 class Position(ABC):

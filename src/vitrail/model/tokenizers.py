@@ -1,4 +1,4 @@
-"""Images to tokens, and `Tokens`, which is what travels between the parts of a model."""
+"""Images to tokens, by patches or by a CNN stem, and `Tokens`, which is what travels between the parts of a model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.errors import DataError
+from vitrail.model.initialisation import lecun_normal_
+from vitrail.model.trunks import PostActivation, Trunk
+from vitrail.model.work import Work
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,13 @@ class Context:
     depth: int
     grid: tuple[int, int]
     class_tokens: int = 0  # how many prefix tokens carry a position of their own
+    registers: int = 0  # how many carry none
     layer: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Length of the whole sequence."""
+        return self.class_tokens + self.registers + math.prod(self.grid)
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,10 @@ class Tokenizer(ABC):
     def build(self, context: Context) -> nn.Module:
         """A module from images, batch channels height width, to Tokens."""
 
+    @abstractmethod
+    def work(self, image_size: tuple[int, int], dim: int) -> Work:
+        """What one image costs."""
+
 
 @dataclass(frozen=True)
 class LinearPatches(Tokenizer):
@@ -86,13 +100,51 @@ class LinearPatches(Tokenizer):
             raise DataError("VT030", f"patch {self.patch} with {self.channels} channels", "positive numbers")
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        for side, step in zip(image_size, self.patch, strict=True):
-            if side < step or side % step:
-                raise _not_divisible(image_size, self.patch)
-        return image_size[0] // self.patch[0], image_size[1] // self.patch[1]
+        return _divided(image_size, self.patch)
 
     def build(self, context: Context) -> nn.Module:
         return PatchProjection(self, context.dim)
+
+    def work(self, image_size: tuple[int, int], dim: int) -> Work:
+        values = math.prod(image_size) * self.channels
+        return Work(values * dim, values)
+
+
+@dataclass(frozen=True)
+class ConvolutionalStem(Tokenizer):
+    """A hybrid: patches of a trunk's last feature map are projected instead of the image's (paper 3.1).
+
+    `patch` is in pixels of the image: with a trunk that divides the sides by 16, 16x16 takes every place of its map by
+    itself and 32x32 takes them in squares of four.
+    """
+
+    patch: tuple[int, int] = (16, 16)
+    channels: int = 3
+    trunk: Trunk = PostActivation(())
+
+    def __post_init__(self) -> None:
+        stride = self.trunk.stride
+        if min(*self.patch, self.channels) < 1 or any(side % stride for side in self.patch):
+            raise DataError(
+                "VT030", f"patch {self.patch} with {self.channels} channels over a trunk that divides the sides by {stride}",
+                f"positive numbers, and patch sides that are multiples of {stride}",
+            )  # fmt: skip
+
+    @property
+    def on_the_map(self) -> LinearPatches:
+        """The same patches in places of the trunk's last map."""
+        rows, cols = (side // self.trunk.stride for side in self.patch)
+        return LinearPatches((rows, cols), self.trunk.dim)
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        return _divided(image_size, self.patch)
+
+    def build(self, context: Context) -> nn.Module:
+        return ConvolutionalProjection(self, context.dim)
+
+    def work(self, image_size: tuple[int, int], dim: int) -> Work:
+        rows, cols = (side // self.trunk.stride for side in image_size)
+        return self.trunk.work(self.channels, image_size) + self.on_the_map.work((rows, cols), dim)
 
 
 class PatchProjection(nn.Module):
@@ -102,23 +154,65 @@ class PatchProjection(nn.Module):
         super().__init__()
         self.config = config
         self.project = nn.Linear(math.prod(config.patch) * config.channels, dim)
-        fan_in = self.project.in_features
-        # flax's lecun_normal: a normal cut at two standard deviations, widened so that its variance is 1 / fan_in.
-        spread = fan_in**-0.5 / 0.87962566103423978
-        nn.init.trunc_normal_(self.project.weight, std=spread, a=-2 * spread, b=2 * spread)
+        lecun_normal_(self.project.weight, self.project.in_features)
         nn.init.zeros_(self.project.bias)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Tokens:
-        if images.shape[1] != self.config.channels:
-            raise DataError(
-                "VT031",
-                f"the images have {images.shape[1]} channels (shape {tuple(images.shape)})",
-                f"batch, {self.config.channels} channels, height, width",
-                "convert the images, or build the model with tokenizer.channels set to theirs",
-            )
+        check_channels(images, self.config.channels)
         rows, cols = self.config.grid((images.shape[2], images.shape[3]))
         patches = rearrange(images, "b c (r p) (k q) -> b (r k) (p q c)", r=rows, k=cols)
         return Tokens(self.project(patches), (rows, cols))
+
+
+class ConvolutionalProjection(nn.Module):
+    """The trunk, then the matrix E on patches of its last map."""
+
+    def __init__(self, config: ConvolutionalStem, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = config.trunk.build(config.channels)
+        self.patches = PatchProjection(config.on_the_map, dim)
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Tokens:
+        check_channels(images, self.config.channels)
+        self.config.grid((images.shape[2], images.shape[3]))
+        return self.patches(self.trunk(images)[-1])
+
+
+def check_channels(images: Float[Tensor, "batch channels height width"], channels: int) -> None:
+    """DataError where the images are not what the model reads."""
+    if images.shape[1] != channels:
+        raise DataError(
+            "VT031",
+            f"the images have {images.shape[1]} channels (shape {tuple(images.shape)})",
+            f"batch, {channels} channels, height, width",
+            "convert the images, or build the model with tokenizer.channels set to theirs",
+        )
+
+
+def resample_kernels(
+    kernels: Float[Tensor, "height width channels dim"], patch: tuple[int, int]
+) -> Float[Tensor, "new_height new_width channels dim"]:
+    """Patch kernels for another patch size (FlexiViT, arXiv 2212.08013, "PI-resize").
+
+    Let B enlarge or shrink a patch bilinearly. The new kernel is the pseudo-inverse of B' times the old one, so that for
+    patches that were enlarged the tokens stay what they were. Bilinear without antialiasing, as the official code does.
+    """
+    old = (kernels.shape[0], kernels.shape[1])
+    if old == patch:
+        return kernels
+    basis = rearrange(torch.eye(math.prod(old), dtype=torch.float64), "n (p q) -> n 1 p q", p=old[0])
+    resized = F.interpolate(basis, size=patch, mode="bilinear", align_corners=False)
+    inverse = torch.linalg.pinv(rearrange(resized, "n 1 p q -> n (p q)")).to(kernels.device)
+    values = inverse @ rearrange(kernels.double(), "p q c d -> (p q) (c d)")
+    return rearrange(values, "(p q) (c d) -> p q c d", p=patch[0], c=kernels.shape[2]).to(kernels.dtype)
+
+
+def _divided(image_size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+    for side, step in zip(image_size, patch, strict=True):
+        if side < step or side % step:
+            raise _not_divisible(image_size, patch)
+    return image_size[0] // patch[0], image_size[1] // patch[1]
 
 
 def _not_divisible(image_size: tuple[int, int], patch: tuple[int, int]) -> DataError:
@@ -135,4 +229,4 @@ def _not_divisible(image_size: tuple[int, int], patch: tuple[int, int]) -> DataE
     )
 
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {"linear": LinearPatches}
+TOKENIZERS: dict[str, type[Tokenizer]] = {"linear": LinearPatches, "convolutional": ConvolutionalStem}

@@ -28,7 +28,8 @@ from vitrail.model.sizes import cost
 from vitrail.model.vit import ViT, build
 from vitrail.recipes.classification import RECIPES, fine_tune
 from vitrail.recipes.judge import Result, describe, judge, read_result
-from vitrail.recipes.run import Run, differences
+from vitrail.recipes.room import shortage_explained
+from vitrail.recipes.run import Run
 from vitrail.training.folder import holds_run, locked, refuse_foreign, remove_run, write_beginning
 from vitrail.training.loop import Parts, Trainer
 from vitrail.training.memory import Usage
@@ -120,12 +121,13 @@ def train(
     source, run = plan_run(data, asked)
     folder = Path(out) if out is not None else default_folder(source, run)
     refuse_foreign(folder)
-    if not overwrite and _compare(folder, source, run) is not None and (done := read_result(folder)) is not None:
+    if not overwrite and threads_of(folder, source, run) is not None and (done := read_result(folder)) is not None:
         return replace(done, already=True)  # nothing is written, not even a lock
-    with locked(folder):
-        threads = None if overwrite else _compare(folder, source, run)
+    with locked(folder), shortage_explained(run, usage) as stage:
+        threads = None if overwrite else threads_of(folder, source, run)
         torch.set_num_threads(threads or machine.threads)
         pictures = checked_pictures(source, run)
+        stage.what = "in training"
         trainer = trainer_of(run, source, pictures, machine, folder, quiet, usage)
         if overwrite:  # not before data and model have proved to be usable
             remove_run(folder)
@@ -135,6 +137,7 @@ def train(
         with Tracking(machine.trackers, folder, trainer.progress.note) as trainer.tracking:
             try:
                 trainer.fit()
+                stage.what = "while the result was judged"
                 with trainer.progress.until_judged():
                     problems = read_json(folder / "data.json").get("examination", {}).get("problems", ())
                     result = judge(folder, source, pictures, trainer.margins.mean(), problems)
@@ -268,7 +271,7 @@ def _changes(folder: Path, source: Source, run: Run) -> list[tuple[str, Any, Any
     new = run.to_json()
     for value in (old, new):
         value.pop("why", None)
-    found = differences(old, new)
+    found = configuration.differences(old, new)
     before = read_json(folder / "data.json")
     if before["fingerprint"] != source.fingerprint:
         now = {name: sum(counts.values()) for name, counts in source.counts().items()}
@@ -283,7 +286,7 @@ def _changes(folder: Path, source: Source, run: Run) -> list[tuple[str, Any, Any
     return found
 
 
-def _compare(folder: Path, source: Source, run: Run) -> int | None:
+def threads_of(folder: Path, source: Source, run: Run) -> int | None:
     """The number of threads of the run that is there; None where there is none."""
     if not holds_run(folder):
         return None

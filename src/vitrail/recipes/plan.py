@@ -1,83 +1,146 @@
-"""What a run would be and cost, before anything costs time: counted, and measured on a few real steps; nothing is written."""
+"""What a run would be and cost, before anything costs time: counted, and tried on some pictures; nothing is written."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from vitrail.data.batches import Pictures, StepBatches
+from vitrail.data.batches import Pictures
 from vitrail.data.sources import Source, most_common
-from vitrail.errors import DataError
+from vitrail.evaluation.baselines import Baseline, majority
 from vitrail.model.sizes import cost
-from vitrail.recipes.execute import Machine, initial_model
+from vitrail.recipes.execute import Asked, Machine, default_folder, plan_run, threads_of
+from vitrail.recipes.judge import read_result
+from vitrail.recipes.rehearsal import Rehearsal, measured
+from vitrail.recipes.room import Choice, Needs, Room, choices, shortage_explained
 from vitrail.recipes.run import Run
+from vitrail.training.folder import refuse_foreign
+from vitrail.training.memory import Usage
 
-STEPS = 5
-
-
-def facts(source: Source, run: Run, machine: Machine) -> dict[str, Any]:
-    """Everything that `--plan` shows, as plain data."""
-    counted = cost(run.model)
-    train = source.split("train")
-    index, count = most_common(train)
-    seconds = seconds_per_step(source, run, machine)
-    steps = run.training.steps(len(train))
-    return {
-        "data": source.name,
-        "classes": len(source.classes),
-        "images": {name: len(split) for name, split in source.splits.items()},
-        "origin": dict(source.origin),
-        "majority": {"class": source.classes[index], "share": count / len(train)},
-        "recipe": run.recipe,
-        "why": list(run.why),
-        "parameters": counted.parameters,
-        "tokens": counted.tokens,
-        "flops_per_image": counted.flops,
-        "activation_bytes": counted.activation_bytes * (run.training.micro_batch or run.training.batch_size),
-        "steps": steps,
-        "seconds_per_step": seconds,
-        "training_seconds": steps * seconds,
-        "run": run.to_json(),
-    }
+SECONDS = 8.5  # for all, where nothing is unusually slow; what the tries leave of it goes to the data
+DATA_SECONDS = 3.0
 
 
-def seconds_per_step(source: Source, run: Run, machine: Machine) -> float:
-    """Median time of real steps on the first images of the training split; the first two warm up.
+@dataclass(frozen=True)
+class Plan:
+    """A run before it begins.
+
+    Attributes:
+        state: of the folder: "new", "started" (the same command goes on) or "done".
+        rehearsal: what was tried.
+        examination: what the data check found in the time there was: seen, of, problems.
+        room: what the computer has free; `needs` what the run takes; `choices` what would fit where it does not.
+    """
+
+    source: Source
+    run: Run
+    folder: Path
+    state: str
+    rehearsal: Rehearsal
+    examination: dict[str, Any]
+    room: Room
+    needs: Needs
+    choices: tuple[Choice, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.needs.fit(self.room)
+
+    @property
+    def status(self) -> int:
+        """The exit status that the run would end with."""
+        if self.fits:
+            return 0
+        return 4 if not replace(self.needs, disk=0).fit(self.room) else 1
+
+    def to_json(self) -> dict[str, Any]:
+        source, run, tried, counted = self.source, self.run, self.rehearsal, cost(self.run.model)
+        index, count = most_common(source.split("train"))
+        baselines = (majority(*(Pictures(source.split(s), run.preprocessing) for s in ("train", "test"))), tried.neighbours)
+        return {
+            "data": source.name,
+            "classes": len(source.classes),
+            "images": {name: len(split) for name, split in source.splits.items()},
+            "origin": dict(source.origin),
+            "examination": self.examination,
+            "majority": {"class": source.classes[index], "share": count / len(source.split("train"))},
+            "recipe": run.recipe,
+            "why": list(run.why),
+            "parameters": counted.parameters,
+            "tokens": counted.tokens,
+            "flops_per_image": counted.flops,
+            "activation_bytes": counted.activation_bytes * (run.training.micro_batch or run.training.batch_size),
+            "steps": tried.steps,
+            "seconds_per_step": tried.step_seconds,
+            "training_seconds": tried.steps * tried.step_seconds,
+            "seconds": self.needs.seconds,
+            "memory_bytes": self.needs.memory,
+            "resident_bytes": tried.usage.resident + self.needs.memory,
+            "device_bytes": self.needs.device,
+            "disk_bytes": self.needs.disk,
+            "available": asdict(self.room),
+            "fits": self.fits,
+            "alternatives": [
+                {"flag": c.flag, "fits": c.fits, "seconds": c.needs.seconds, "memory_bytes": c.needs.memory,
+                 "device_bytes": c.needs.device, "disk_bytes": c.needs.disk} for c in self.choices
+            ],
+            "parts": [asdict(part) for part in tried.parts],
+            "tried": {
+                "pictures": tried.pictures_read, "steps": tried.steps_tried, "images_per_step": tried.probe.training.batch_size,
+                "layers": tried.probe.model.size.depth,
+            },
+            "baselines": [_baseline(baseline) for baseline in baselines],
+            "out": str(self.folder),
+            "state": self.state,
+            "run": run.to_json(),
+        }  # fmt: skip
+
+
+def plan(
+    data: str,
+    out: Path | None = None,
+    asked: Asked = Asked(),
+    machine: Machine = Machine(),
+    overwrite: bool = False,
+    room: Room | None = None,
+) -> Plan:
+    """Looks, counts and tries; the arguments are those of `execute.train`.
+
+    Args:
+        room: what may be taken; by default what this computer has free.
 
     Raises:
-        DataError: none of the first images can be read.
+        VitrailError: all that `train` refuses before it begins.
     """
-    torch.set_num_threads(machine.threads)
-    size = run.training.batch_size
-    sample = source.split("train").subset(range(min(size * 2, len(source.split("train")))))
-    pictures = Pictures(sample, run.preprocessing).check().without_bad()
-    if not len(pictures.dataset):
-        raise DataError("VT019", "none of the first training pictures can be read", "pictures that Pillow can decode")
-    device = machine.torch_device
-    small = replace(run, weights=None)  # random weights cost the same, and need not be read
-    objective = run.objective.build(initial_model(small, source).to(device), run.preprocessing)
-    optimizers = run.optimizer.build(objective.backbone)
-    batches = StepBatches(pictures, run.augmentation.transforms, run.training.seed, size)
-    times = []
-    for step in range(STEPS + 2):
-        start = time.perf_counter()
-        batch = batches[step]
-        part = run.training.micro_batch or size
-        for at in range(0, size, part):
-            with torch.autocast(
-                torch.device(device).type, torch.bfloat16, enabled=run.training.precision == "bfloat16"
-            ):
-                piece = batch.part(at, at + part)
-                piece = replace(piece, views=tuple(v.to(device) for v in piece.views), labels=piece.labels.to(device),
-                                weights=piece.weights.to(device))  # fmt: skip
-                loss = objective(piece).loss
-            (loss / size).backward()
-        torch.nn.utils.clip_grad_norm_(objective.parameters(), run.training.clip or float("inf"))
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        times.append(time.perf_counter() - start)
-    return sorted(times[2:])[STEPS // 2]
+    usage = Usage.begin()
+    with measured(usage) as opening:
+        source, run = plan_run(data, asked)
+    folder = out if out is not None else default_folder(source, run)
+    refuse_foreign(folder)
+    started = not overwrite and threads_of(folder, source, run) is not None
+    state = "new" if not started else "started" if read_result(folder) is None else "done"
+    room = room or Room.here(machine.torch_device, folder)
+    with shortage_explained(run, usage):
+        tried = Rehearsal(source, run, machine, folder, usage, opening, room.memory)
+    needs = Needs(tried.seconds, tried.memory_bytes, tried.activation_bytes, tried.disk_bytes, tried.device_bytes)
+    return Plan(
+        source, run, folder, state, tried, _examined(source, usage), room, needs,
+        () if needs.fit(room) else tuple(choices(run, needs, room)),
+    )  # fmt: skip
+
+
+def _examined(source: Source, usage: Usage) -> dict[str, Any]:
+    """The data check, in the time that is left."""
+    try:
+        from vitrail.data.check import examine
+    except ImportError:  # being written
+        return {"seen": 0, "of": sum(map(len, source.splits.values())), "problems": []}
+
+    seconds = min(DATA_SECONDS, max(0.5, SECONDS - usage.seconds))
+    found = examine(source, seconds=seconds)
+    return found.to_json()
+
+
+def _baseline(found: Baseline) -> dict[str, Any]:
+    return {"name": found.name, "top1": found.top1, "interval": list(found.interval), "how": found.how}

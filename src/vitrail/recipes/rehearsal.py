@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from vitrail.evaluation.baselines import SIDE, Baseline, nearest_pixels, pixels
 from vitrail.model.sizes import cost
 from vitrail.recipes.execute import Machine, checked_pictures, checkpoint_of, trainer_of
 from vitrail.recipes.judge import TRAIN_SAMPLE
+from vitrail.recipes.room import STATES, in_memory
 from vitrail.recipes.run import Run
 from vitrail.recipes.show import Shown, gallery
 from vitrail.report.page import run_page
@@ -78,7 +78,8 @@ class Rehearsal:
         probe: what is tried: the run itself, or one of fewer layers or images where its steps are long or too large.
         pictures_read, steps_tried: how many.
         step_seconds: of the whole run's steps.
-        state_bytes: of one saved state of the whole run.
+        activation_bytes: what a part of the whole run's batch takes while its gradient is computed.
+        disk_bytes: of the whole run's saved states.
         neighbours: the baseline on a sample of the pictures.
         device_bytes: what the whole run takes of the accelerator's memory; None without one.
 
@@ -110,6 +111,10 @@ class Rehearsal:
     @property
     def memory_bytes(self) -> int:
         return max(part.memory_bytes for part in self.parts)
+
+    @property
+    def disk_bytes(self) -> int:
+        return STATES * self.state_bytes + 2**20  # and the pages, and the answers
 
     @property
     def steps(self) -> int:
@@ -176,11 +181,14 @@ class Rehearsal:
         images = settings.batch_size / self.probe.training.batch_size
         self.step_seconds = median(times[2:]) * images * self.whole.flops / self.tried.flops
         parameters = self.whole.parameters / self.tried.parameters
-        state = _buffers(self.trainer.parts.optimizers) + 4 * self.tried.parameters  # and the gradient
-        self.state_bytes = round((state + 4 * self.tried.parameters) * parameters)
-        more = self.whole.activation_bytes * _part(self.run) / (self.tried.activation_bytes * _part(self.probe))
+        buffers = _buffers(self.trainer.parts.optimizers)
+        state = buffers + 4 * self.tried.parameters  # and the gradient
+        # A saved state has the model twice, the buffers, and a sum and a number of each training image.
+        self.state_bytes = round((8 * self.tried.parameters + buffers) * parameters) + 12 * self.counts["train"]
+        more = self.whole.activation_bytes * in_memory(self.run) / (self.tried.activation_bytes * in_memory(self.probe))
         held = max(0, training.peak - self.prepared.after - state)
         grown = round(state * (parameters - 1) + held * (more - 1))
+        self.activation_bytes = round(held * more)
         seconds = sum(times[:2]) + self.steps * self.step_seconds
         self._add("training", seconds, training.peak + grown)
         if self.machine.torch_device == "cuda":
@@ -266,7 +274,7 @@ def probe_of(run: Run, room: int | None) -> Run:
     def fits(candidate: Run) -> bool:
         counted = cost(candidate.model)
         seconds = 3 * counted.flops * candidate.training.batch_size / speed
-        needed = 16 * counted.parameters + counted.activation_bytes * _part(candidate)
+        needed = 16 * counted.parameters + counted.activation_bytes * in_memory(candidate)
         return seconds <= STEP_SECONDS and (room is None or needed < room / 2)
 
     probe = run
@@ -307,11 +315,6 @@ def some(source: Source, count: int) -> Source:
 def _first(pictures: Pictures, count: int) -> Pictures:
     """`count` pictures spread evenly."""
     return pictures.subset(np.unique(np.linspace(0, len(pictures.dataset) - 1, count).astype(np.int64)))
-
-
-def _part(run: Run) -> int:
-    """Images that are in memory at the same time."""
-    return min(run.training.micro_batch or run.training.batch_size, run.training.batch_size)
 
 
 def _buffers(optimizers: list[torch.optim.Optimizer]) -> int:

@@ -96,16 +96,3 @@ class Run:
     def changed(self, assignments: dict[str, str]) -> Run:
         """With `--set` keys replaced."""
         return configuration.changed(self, assignments, AXES)
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
-    """(key, old, new) for every value that differs."""
-    found = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        name = f"{path}{key}"
-        first, second = old.get(key), new.get(key)
-        if isinstance(first, dict) and isinstance(second, dict):
-            found += differences(first, second, f"{name}.")
-        elif first != second:
-            found.append((name, first, second))
-    return found

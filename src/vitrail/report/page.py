@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from vitrail.files import write_text
 from vitrail.report.story import Story, read_story
+from vitrail.statistics import p_text, share
 
 
 @cache
@@ -25,9 +27,7 @@ def _environment() -> Any:
 
 def render(template: str, facts: Mapping[str, Any]) -> str:
     """A template of this folder with its facts; every text in them stays text."""
-    from markupsafe import Markup
-
-    style = Markup((Path(__file__).parent / "style.css").read_text(encoding="utf-8"))
+    style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     return str(_environment().get_template(template).render(style=style, **facts))
 
 
@@ -59,3 +59,53 @@ def data_page(facts: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> str:
     from vitrail.report.sections import data_facts
 
     return render("data.html", data_facts(facts, thumbnails))
+
+
+def compare_page(found: Mapping[str, Any]) -> str:
+    """Two runs side by side; `found` is what `comparison` says of them."""
+    from vitrail.report.charts import Series, line_chart
+
+    curves = [
+        Series(f"{side.upper()}: {found[side]['name']}", [x for x, _ in points], [y for _, y in points], side == "b")
+        for side, points in found["curves"].items()
+    ]
+    matched = found["matched"]
+    lost = {"only_a": "only A has", "only_b": "only B has", "repeated": "stand in a table twice"}
+    facts = {
+        "title": f"{found['a']['name']} and {found['b']['name']}",
+        "left_out": [
+            f"{matched[key]:,} images are not compared: {text}." for key, text in lost.items() if matched[key]
+        ],
+        "beyond": sum(row["significant"] for row in found["classes"]),
+        "class_rows": [_class_row(row) for row in found["classes"]],
+        "changed_rows": [
+            (title, [_changed_row(row) for row in found["changed"][key]])
+            for title, key in (("A right, B wrong", "lost"), ("B right, A wrong", "gained"))
+        ],
+        "difference_rows": [
+            (anchor, name, [(row["key"], json.dumps(row["a"]), json.dumps(row["b"])) for row in found[anchor]])
+            for anchor, name in (("configuration", "Configuration"), ("data", "Data"))
+        ],
+        "cost_rows": [_cost_row(row) for row in found["cost"]],
+        "chart": line_chart("Top-1 of the validation images", "epoch", "top-1", curves, percent=True),
+    }
+    shown = {"notes": facts["left_out"] or found["notes"], "classes": found["classes"], "cost": found["cost"],
+             "course": facts["chart"]}  # fmt: skip
+    names = {"notes": "Notes", "right": "Who is right", "classes": "Classes", "changed": "Changed images",
+             "configuration": "Configuration", "data": "Data", "cost": "Cost", "course": "Learning"}  # fmt: skip
+    sections = [(anchor, name) for anchor, name in names.items() if shown.get(anchor, True)]
+    return render("compare.html", {**found, **facts, "sections": sections})
+
+
+def _class_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    shares = (share(row["a"]), share(row["b"]), f"{100 * row['difference']:+.1f}")
+    return row["name"], f"{row['n']:,}", *shares, p_text(row["adjusted_p"]).removeprefix("= ")
+
+
+def _changed_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return row["file"], row["label"], row["a"], f"{row['a_prob']:.2f}", row["b"], f"{row['b_prob']:.2f}"
+
+
+def _cost_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    ratio = f"{row['ratio']:.2f}" if row["ratio"] is not None else ""
+    return f"{row['name']} {row['unit']}".strip(), f"{row['a']:,.4g}", f"{row['b']:,.4g}", ratio

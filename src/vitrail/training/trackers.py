@@ -142,9 +142,7 @@ class MLflow(Tracker):
 
     def finish(self, status: str, summary: Mapping[str, float]) -> None:
         self.log(self.last, summary)
-        self.client.set_terminated(
-            self.run, {"done": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}[status]
-        )
+        self.client.set_terminated(self.run, {"done": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}[status])
 
 
 TRACKERS: dict[str, type[Tracker]] = {kind.name: kind for kind in (TensorBoard, WeightsAndBiases, MLflow)}

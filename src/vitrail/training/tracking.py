@@ -92,7 +92,7 @@ class Tracking:
 
     def _tell(self, name: str, reason: str) -> None:
         with suppress(VitrailError, OSError):  # a full disk, which the loop meets itself
-            self._note(f"tracker {name} has failed, the run has not: {reason} ({self._log(name)})")
+            self._note(f"tracker {name} has failed, the run does not need it: {reason} ({self._log(name)})")
 
     def _log(self, name: str) -> Path:
         return self.folder / "trackers" / f"{name}.log"
