@@ -31,7 +31,9 @@ def saved(image, form, **options):
 def cut(image, left, right, top, bottom):
     """Without these shares of its sides."""
     width, height = image.size
-    return image.crop((round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height)))
+    return image.crop(
+        (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
+    )
 
 
 def tiles(height=HEIGHT, width=WIDTH):
@@ -109,7 +111,9 @@ class Planted:
 
     def _odd_looking(self):
         for number in range(3):
-            self.plant("grey-among-colour", self.put("train/many", self.new().convert("L"), ("png", "jpg", "png")[number]))
+            self.plant(
+                "grey-among-colour", self.put("train/many", self.new().convert("L"), ("png", "jpg", "png")[number])
+            )
             colour = tuple(int(value) for value in np.random.default_rng(number).integers(0, 256, 3))
             self.plant("blank", self.put("train/many", Image.new("RGB", (WIDTH, HEIGHT), colour)))
             exif = Image.Exif()

@@ -50,7 +50,8 @@ def with_summary(whole, **changes):
 def problem(kind, severity="error", fix="vitrail data split trees --out split.csv", members=()):
     group = [{"id": name, "split": split, "label": "ash"} for name, split in members]
     return {"kind": kind, "severity": severity, "title": f"2 pictures: {kind}", "why": "It matters.", "fix": fix,
-            "count": 1, "groups": [group] if group else []}  # fmt: skip
+            "count": 1, "groups": [group] if group else [],
+            "leaked": {"test": [name for name, split in members if split == "test"]} if kind == "leak" else {}}  # fmt: skip
 
 
 def with_problems(whole, *problems):

@@ -11,11 +11,16 @@ from test_model import TINY, images_for, stirred
 from vitrail import configuration
 from vitrail.checkpoints.checkpoint import expected_shapes
 from vitrail.errors import UsageError
+from vitrail.model.backbone import BackboneConfig
+from vitrail.model.families import AXES as ALL_AXES
+from vitrail.model.families import FAMILIES
 from vitrail.model.heads import HEADS
-from vitrail.model.mixers import MIXERS
+from vitrail.model.mixers import MIXERS, Attention
 from vitrail.model.pools import POOLS, ClassToken, GlobalAverage
 from vitrail.model.positions import POSITIONS, Learned1D, Learned2D, NoPosition, Relative1D, SineCosine
-from vitrail.model.tokenizers import TOKENIZERS
+from vitrail.model.resnet import ResNetConfig
+from vitrail.model.tokenizers import TOKENIZERS, ConvolutionalStem
+from vitrail.model.trunks import TRUNKS
 from vitrail.model.vit import AXES, Size, ViTConfig, build
 
 INJECTIONS = ("stem", "every-layer", "shared")
@@ -27,6 +32,10 @@ POSITION_VALUES = [NoPosition()] + [
 def configs():
     for kind in TOKENIZERS.values():
         yield replace(TINY, tokenizer=kind((8, 8)))
+    for kind in TRUNKS.values():
+        trunk = kind((1, 2), 32)
+        yield replace(TINY, tokenizer=ConvolutionalStem((8, 8), 3, trunk))
+        yield from (ResNetConfig(trunk, head(classes=7), (32, 32)) for head in HEADS.values())
     for position in POSITION_VALUES:
         for pool in (ClassToken(), GlobalAverage(), ClassToken(registers=2)):
             yield replace(TINY, position=position, pool=pool)
@@ -38,14 +47,24 @@ def configs():
         yield replace(TINY, head=kind(classes=7))
 
 
-def test_every_registered_position_is_tried():
+def test_every_family_and_position_is_tried():
     assert {type(value) for value in POSITION_VALUES} == set(POSITIONS.values())
+    assert {type(config) for config in configs()} == set(FAMILIES.values())
 
 
-@pytest.mark.parametrize("config", list(configs()), ids=lambda c: f"{c.position}-{c.pool}-{type(c.head).__name__}")
+def described(config):
+    """What is special about it, for people."""
+    return "-".join(
+        f"{getattr(config, name)}" for name in ("tokenizer", "position", "pool", "head", "trunk")
+        if hasattr(config, name) and getattr(config, name) != getattr(TINY, name, None)
+    ) or type(config.block.mixer).__name__  # fmt: skip
+
+
+@pytest.mark.parametrize("config", list(configs()), ids=described)
 def test_contract(config):
     """Builds, survives JSON, gives logits on other grids, sends gradients everywhere, and bakes without a change."""
-    assert ViTConfig.from_json(config.to_json()) == config
+    encoded = configuration.encode(config, ALL_AXES)
+    assert configuration.decode(BackboneConfig, encoded, ALL_AXES) == config
     assert len(fields(config)) <= 7
     model, images = stirred(config), images_for(config)
     assert expected_shapes(config) == {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -56,18 +75,22 @@ def test_contract(config):
         name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
     }
     # Only the class token's row of the last layer is read, and pairs with a class token have no offset.
-    unread = config.position == Relative1D("every-layer") and isinstance(config.pool, ClassToken)
+    unread = getattr(config, "position", None) == Relative1D("every-layer") and isinstance(config.pool, ClassToken)
     assert silent == ({"position.keys.2"} if unread else set())
     larger = torch.randn(1, 3, 48, 24)
     with torch.no_grad():
         resized = model(larger)
         baked = model.at((48, 24))
         torch.testing.assert_close(resized, baked(larger), rtol=1e-5, atol=1e-5)
-        assert baked.config.grid == (6, 3)
+        assert baked.config.image_size == (48, 24)
         assert {name: tuple(value.shape) for name, value in baked.state_dict().items()} == expected_shapes(baked.config)
+        if not isinstance(config, ViTConfig) or not isinstance(config.block.mixer, Attention):
+            with pytest.raises(UsageError, match="no attention"):
+                model.capture("attention")
+            return
         with model.capture("attention") as tape:
             torch.testing.assert_close(model(images), logits.detach(), rtol=0, atol=1e-5)
-    assert len(tape) == config.size.depth
+    assert len(tape) == config.size.depth and baked.config.grid == (6, 3)
     for entry in tape:
         torch.testing.assert_close(entry.weights.sum(-1), torch.ones_like(entry.weights[..., 0]), rtol=0, atol=1e-5)
 

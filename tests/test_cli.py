@@ -45,7 +45,11 @@ def test_the_demos_plan_writes_nothing(vitrail_command, tmp_path, monkeypatch):
     answer = vitrail_command("demo", "--plan")
     assert answer.status == 0 and answer.err == "" and files_below(tmp_path) == []
     assert "fashion-mini: 10 classes; train 9,000, val 1,000, test 2,000" in answer.out
-    assert "runs/demo" in answer.out and "10.0 % of train" in answer.out and "Plan only, nothing written" in answer.out
+    assert (
+        "runs/demo" in answer.out
+        and "majority class      10.0 %" in answer.out
+        and "Plan only, nothing written" in answer.out
+    )
     assert [line.split()[0] for line in answer.out.splitlines() if line[0] != " "] == [
         "Data", "Model", "Recipe", "Cost", "Beat", "Out", "Plan",
     ]  # fmt: skip
@@ -68,7 +72,8 @@ def train(vitrail_command, pictures, out, *more, **changes):
     return vitrail_command("train", pictures, "--out", out, *tiny.flags(**changes), *more)
 
 
-def test_train_shows_the_result_beside_its_baselines_and_what_is_next(vitrail_command, pictures, tmp_path):
+def test_train_shows_the_result_beside_its_baselines_and_what_is_next(vitrail_command, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "a run"
     answer = train(vitrail_command, pictures, out)
     assert answer.status == 0 and "val/top1" in answer.err
@@ -298,5 +303,16 @@ def test_a_reader_that_goes_away_is_no_error():
 
 
 def test_every_verb_is_known_to_these_tests():
-    assert set(verbs()) == {"demo", "train", "eval", "predict", "explain", "report", "models", "doctor", "data"}
-    assert verbs(app["data"]) == ["fetch"]
+    assert set(verbs()) == {
+        "demo",
+        "train",
+        "eval",
+        "predict",
+        "explain",
+        "report",
+        "compare",
+        "models",
+        "doctor",
+        "data",
+    }
+    assert verbs(app["data"]) == ["check", "preview", "split", "fetch"]

@@ -34,7 +34,7 @@ def write_run(
             writer.writerow((name, label, said, 0.9 if hit else 0.6, 0.1 if hit else 0.8, 1 if hit else 2))
     counts = {"train": dict.fromkeys(CLASSES, 10), "test": {name: labels.count(name) for name in CLASSES}}
     facts = {"source": "zoo", "fingerprint": "f" * 64, "classes": list(CLASSES), "multi_label": False, "counts": counts}
-    config = {"training": {"epochs": 3.0, "seed": 0}, "model": {"size": {"dim": 16}}, "why": ["because"]}
+    config = {"training": {"epochs": 3.0, "seed": 0}, "model": {"size": {"dim": 16}}, "why": [f"of {folder.name}"]}
     (folder / "data.json").write_text(json.dumps(facts | (data or {})))
     (folder / "config.json").write_text(json.dumps({"run": config | (run or {}), "cost": cost or {"parameters": 2000}}))
     (folder / "status.json").write_text(json.dumps({"status": "done", "seconds": 10.5, **status}))
@@ -102,6 +102,7 @@ def test_two_real_seeds(run, pictures, tmp_path, vitrail_command):
     found = json.loads(answer.out)
     assert answer.status == 0 and found["matched"]["n"] == 4 and found["verdict"]["better"] is None
     assert found["configuration"] == [{"key": "training.seed", "a": 0, "b": 1}] and found["data"] == []
+    assert found["notes"] == []
     assert found["top1"]["needed"] is None and found["a"]["baseline"]["name"] == "nearest neighbours"
     summary = json.loads((run / "eval" / "test" / "summary.json").read_text())
     assert found["a"]["top1"] == summary["top1"] and found["loss"]["a"] == pytest.approx(summary["loss"], abs=2e-6)

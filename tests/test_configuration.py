@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail import files
+from vitrail.configuration import differences
 from vitrail.data.transforms import Flip, Mixup, RandAugment, RandomResizedCrop, Shift
 from vitrail.errors import DataError, Interrupted, UsageError, VitrailError, nearest
 from vitrail.model.block import MLP, Block, Norm
@@ -23,7 +24,7 @@ from vitrail.model.tokenizers import LinearPatches
 from vitrail.model.vit import Size, ViTConfig
 from vitrail.objectives.supervised import Supervised
 from vitrail.preprocessing import Preprocessing
-from vitrail.recipes.run import AXES, Augmentation, Data, Run, differences
+from vitrail.recipes.run import AXES, Augmentation, Data, Run
 from vitrail.training.loop import Training
 from vitrail.training.optimizer import SGD, AdamW, Muon
 from vitrail.training.schedule import Cosine, Linear

@@ -3,7 +3,10 @@
 from vitrail.cli import app
 
 FROZEN = {
+    "data check": {"--json", "--out", "--quiet"},
     "data fetch": {"--origin", "--out"},
+    "data preview": {"--out", "--recipe", "--seed"},
+    "data split": {"--out", "--quiet", "--seed", "--test", "--val"},
     "demo": {"--json", "--out", "--overwrite", "--plan", "--quiet", "--seed"},
     "train": {
         *("--recipe", "--model", "--weights", "--image-size", "--epochs", "--batch-size", "--lr", "--seed", "--set"),

@@ -30,7 +30,7 @@ def stirred(config, seed=0, scale=0.3):
 
 
 def images_for(config, count=2, seed=3):
-    shape = (count, config.tokenizer.channels, *config.image_size)
+    shape = (count, config.channels, *config.image_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 

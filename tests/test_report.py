@@ -20,7 +20,7 @@ from vitrail.errors import UsageError
 from vitrail.evaluation.predictions import read_predictions
 from vitrail.report.card import card
 from vitrail.report.charts import Series, line_chart, ticks
-from vitrail.report.findings import findings, next_steps, train_command, without_leaks
+from vitrail.report.findings import advice_and_command, findings, next_steps, train_command, without_leaks
 from vitrail.report.gallery import Tile, read_gallery, webp, write_gallery
 from vitrail.report.page import run_page
 from vitrail.report.story import read_story
@@ -90,6 +90,13 @@ def test_problems_of_the_data_become_findings_with_their_command(tmp_path):
     assert found["data-missing-class"].severity == "act" and found["data-missing-class"].advice == "Add images."
     assert "data-rotated" not in found
     assert not [kind for kind in kinds(story(tmp_path)) if kind.startswith("data-")]
+
+
+def test_a_fix_is_taken_apart_into_words_and_what_can_be_typed():
+    assert advice_and_command("Keep copies together: vitrail data split a --out b, then vitrail train b") == (
+        "Keep copies together", "vitrail data split a --out b && vitrail train b")  # fmt: skip
+    assert advice_and_command("vitrail data split a") == ("", "vitrail data split a")
+    assert advice_and_command("Remove them.") == ("Remove them.", "")
 
 
 def test_a_leak_is_told_with_what_it_does_to_the_result(tmp_path):

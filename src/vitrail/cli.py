@@ -23,17 +23,21 @@ app = cyclopts.App(
     version=__version__,
     help_format="markdown",
 )
-data_app = cyclopts.App(name="data", help="Get data sets.")
+data_app = cyclopts.App(name="data", help="Look at data, divide them, get data sets.")
 app.command(data_app)
 
-Flag = Annotated[bool, Parameter(negative="")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of text.")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", help="Print no progress.")]
 Plan = Annotated[
     bool, Parameter(name="--plan", negative="", help="Show what would happen and what it costs; write nothing.")
 ]
 Out = Annotated[Path | None, Parameter(help="The run folder.")]
-Page = Annotated[Path | None, Parameter(help="Write the comparison as a page, PAGE.html.")]
+Page = Annotated[Path | None, Parameter(help="Write it as a page too, PAGE.html.")]
+Data = Annotated[str, Parameter(help="Folder, CSV file or built-in set.")]
+Sheet = Annotated[Path, Parameter(help="The drawing, SHEET.png.")]
+List = Annotated[Path, Parameter(help="The list to train on, split.csv.")]
+Seed = Annotated[int, Parameter(help="Initial weights and the order of the images.")]
+Overwrite = Annotated[bool, Parameter(negative="", help="Start over where the folder holds another run.")]
 Device = Annotated[str, Parameter(help="auto, cpu or cuda.")]
 Sets = Annotated[list[str], Parameter(name="--set", negative="", help="KEY=VALUE, any key of the plan; repeatable.")]
 Files = Annotated[list[str], Parameter(negative="", allow_leading_hyphen=True)]  # for "-", standard input
@@ -45,21 +49,13 @@ Size = Annotated[str | None, Parameter(name="--image-size", help="Pixels: 224, o
 def demo(
     *,
     out: Out = None,
-    seed: int = 0,
+    seed: Seed = 0,
     plan: Plan = False,
-    overwrite: Flag = False,
+    overwrite: Overwrite = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Train a small Vision Transformer on the built-in images (about three minutes on two cores).
-
-    Parameters
-    ----------
-    seed
-        Initial weights and the order of the images.
-    overwrite
-        Start over where the folder holds another run.
-    """
+    """Train a small Vision Transformer on the built-in images (about three minutes on two cores)."""
     from vitrail.commands.training import run_training
     from vitrail.recipes.execute import Asked, Machine
 
@@ -81,13 +77,13 @@ def train(
     epochs: float | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     workers: int = 0,
     track: str | None = None,
     device: Device = "auto",
     set_: Sets = [],  # noqa: B006  cyclopts copies it
     plan: Plan = False,
-    overwrite: Flag = False,
+    overwrite: Overwrite = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -105,14 +101,10 @@ def train(
         Start from this checkpoint (run folder, model folder or official .npz).
     lr
         Learning rate of the recipe's optimizer.
-    seed
-        Initial weights and the order of the images.
     workers
         Processes that prepare images; never changes the result.
     track
         Also write RUN/trackers for tensorboard, wandb (offline), mlflow: a list with commas. Never changes the result.
-    overwrite
-        Start over where the folder holds another run.
     """
     from vitrail.commands.training import run_training
     from vitrail.recipes.execute import Asked, Machine
@@ -248,6 +240,46 @@ def doctor(*, json_: Json = False) -> int:
 
 
 @data_app.command
+def check(data: Data, /, *, out: Page = None, json_: Json = False, quiet: Quiet = False) -> int:
+    """Read every picture and say what is wrong: copies, leaks, labels, classes, files. Status 3 where it is an error."""
+    from vitrail.commands.data import run_check
+
+    return run_check(data, out, json_, quiet)
+
+
+@data_app.command
+def preview(data: Data, /, *, out: Sheet, recipe: str | None = None, seed: Seed = 0) -> int:
+    """Draw pictures of every class as they are, and as the first two epochs of training see them.
+
+    Parameters
+    ----------
+    recipe
+        The recipe whose augmentation is shown.
+    """
+    from vitrail.commands.data import run_preview
+
+    return run_preview(data, recipe, seed, out)
+
+
+@data_app.command
+def split(data: Data, /, *, out: List, val: float = 0.1, test: float = 0.1, seed: int = 0, quiet: Quiet = False) -> int:
+    """Divide pictures into train, val and test, class by class; copies stay together.
+
+    Parameters
+    ----------
+    val
+        Share of the pictures that chooses the best weights.
+    test
+        Share of the pictures that the result is measured on; 0 for none.
+    seed
+        Decides which pictures.
+    """
+    from vitrail.commands.data import run_split
+
+    return run_split(data, out, val, test, seed, quiet)
+
+
+@data_app.command
 def fetch(name: str, /, *, out: Out = None, origin: str | None = None) -> int:
     """Download a data set. This is the only verb that uses the network.
 
@@ -260,13 +292,9 @@ def fetch(name: str, /, *, out: Out = None, origin: str | None = None) -> int:
     origin
         Another address to fetch from; the files are checked all the same.
     """
-    from vitrail.data import fashion
+    from vitrail.commands.data import run_fetch
 
-    if name != "fashion-mnist":
-        raise UsageError("VT006", f"there is nothing to fetch called {name!r}", nearest(name, ["fashion-mnist"]))
-    folder = fashion.fetch(out, origin or fashion.ORIGIN)
-    print(f"{folder}\nnext  vitrail train fashion-mnist{f':{folder}' if out else ''} --recipe fashion-mnist --plan")
-    return 0
+    return run_fetch(name, out, origin)
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -101,6 +101,19 @@ def read_file(source: str | os.PathLike[str] | bytes, channels: int = 3) -> tupl
             raise DataError("VT053", f"{name} is damaged or cut off: {error}", "a whole picture") from error
 
 
+def measure_file(source: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """Height and width, as stored, and how many bytes a pixel takes while it is decoded; only the header is read.
+
+    Raises:
+        DataError: VT050 to VT054 as `read_picture`.
+    """
+    name = readable_name(source)
+    with _open_file(Path(source), name) as content, _QUIET:
+        image = _identified(content, name)
+        _check_size(image, name)
+        return image.height, image.width, 1 if image.mode in ("1", "L", "P") else 4
+
+
 def picture_of(source: str | os.PathLike[str] | bytes | Picture, channels: int = 3) -> Picture:
     """`read_picture`, or an array that is a picture already.
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.loading import at_size
-from vitrail.model.heads import LinearHead, TanhHead
 
 
 def adapt(
@@ -15,6 +14,7 @@ def adapt(
     classes: Sequence[str],
     image_size: tuple[int, int] | None = None,
     keep_representation: bool = False,
+    patch: tuple[int, int] | None = None,
 ) -> Checkpoint:
     """A checkpoint for another task.
 
@@ -26,17 +26,13 @@ def adapt(
         classes: names of the new task's classes.
         image_size: (height, width) of the new task; None keeps the checkpoint's.
         keep_representation: keep the tanh layer of pre-training, which fine-tuning drops by default.
+        patch: (height, width) of other patches, to which the kernels of linear patches are resized (FlexiViT).
     """
-    head = checkpoint.config.head
-    if keep_representation and isinstance(head, TanhHead):
-        new_head: LinearHead | TanhHead = TanhHead(len(classes), head.hidden)
-    else:
-        new_head = LinearHead(len(classes))
-    resized = at_size(checkpoint, image_size)
-    config = replace(resized.config, head=new_head)
-    fresh = new_head.build(config.size.dim).state_dict()
-    if isinstance(new_head, TanhHead):
-        fresh |= {name: resized.weights[f"head.{name}"] for name in fresh if name.startswith("represent.")}
+    new_head = checkpoint.config.head.adapted(len(classes), keep_representation)
+    resized = at_size(checkpoint, image_size, patch)
+    config = replace(resized.config, head=new_head)  # type: ignore[type-var]  # every configuration is a dataclass
+    fresh = new_head.build(config.dim).state_dict()
+    fresh |= {name: resized.weights[f"head.{name}"] for name in fresh if name.startswith("represent.")}
     weights = {name: tensor for name, tensor in resized.weights.items() if not name.startswith("head.")}
     weights |= {f"head.{name}": tensor for name, tensor in fresh.items()}
     provenance = {**checkpoint.provenance, "adapted": f"new head of {len(classes)} classes at {config.image_size}"}

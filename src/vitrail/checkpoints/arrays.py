@@ -18,6 +18,7 @@ from vitrail.errors import VitrailError
 
 MAX_ARRAYS = 100_000
 _HEADER_BYTES = 64 * 2**10  # NumPy itself refuses headers of more than 10,000 bytes, but only after reading them
+_BFLOAT16 = np.dtype("V2")  # NumPy does not know bfloat16 and keeps it as raw bytes
 
 
 class CheckpointError(VitrailError):
@@ -72,7 +73,7 @@ class NpzArrays(Mapping[str, NDArray[Any]]):
         self.shapes[name] = shape
         if dtype.hasobject:
             return "an array of Python objects, which are never unpickled"
-        if dtype.kind not in "fiu":
+        if dtype.kind not in "fiu" and dtype != _BFLOAT16:
             return f"an array of type {dtype}, not of numbers"
         size = member.file_size - start.tell()
         if math.prod(shape) * dtype.itemsize != size:
@@ -82,9 +83,12 @@ class NpzArrays(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         try:
             with self._archive.open(self._members[name]) as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
+                array = np.lib.format.read_array(file, allow_pickle=False)
         except Exception as error:  # so may the rest of the array
             raise CheckpointError("VT072", f"{self.path}: {name} is damaged: {error}", "a whole file") from error
+        if array.dtype != _BFLOAT16:
+            return array
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)  # the upper half of a float32
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)

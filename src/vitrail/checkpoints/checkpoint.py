@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 
 import torch
 from torch import Tensor
 
-from vitrail.model.vit import ViT, ViTConfig
+from vitrail.model.backbone import BackboneConfig, Model
 from vitrail.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Generic[Model]):
     """A model with all that belongs to it.
 
     Attributes:
@@ -25,17 +25,17 @@ class Checkpoint:
         provenance: where the weights come from and what was assumed about them, for people.
     """
 
-    config: ViTConfig
+    config: BackboneConfig[Model]
     weights: Mapping[str, Tensor]
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     multi_label: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self) -> ViT:
+    def build(self) -> Model:
         """The module with these weights, in evaluation mode."""
         with torch.device("meta"):
-            model = ViT(self.config)
+            model = self.config.build()
         model.load_state_dict(dict(self.weights), strict=True, assign=True)
         for module in model.modules():  # buffers that are computed and not stored stay behind on "meta"
             for name, buffer in module.named_buffers(recurse=False):
@@ -50,16 +50,19 @@ class Format(Protocol):
     NAME: str
 
     def recognises(self, path: Path) -> bool:
-        """Whether the file or folder is of this format, judged by names alone."""
+        """Whether the file or folder is of this format, judged by names alone; no other format says so too."""
 
-    def to_native(self, path: Path, **options: Any) -> Checkpoint:
-        """Reads strictly."""
+    def to_native(self, path: Path, image_size: tuple[int, int] | None = None) -> Checkpoint:
+        """Reads strictly; `image_size` (height, width) is used where the file's own cannot be told."""
+
+    def obstacles(self, config: BackboneConfig[Any]) -> list[str]:
+        """What of a model the format has no place for; nothing where it can hold it."""
 
     def from_native(self, checkpoint: Checkpoint, path: Path) -> None:
         """Writes, or refuses with the reason where the format cannot hold the model."""
 
 
-def expected_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: BackboneConfig[Any]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every array of a model, without allocating it."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in ViT(config).state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in config.build().state_dict().items()}

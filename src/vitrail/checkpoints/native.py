@@ -12,7 +12,8 @@ from vitrail.checkpoints.arrays import CheckpointError, SafetensorsArrays, check
 from vitrail.checkpoints.checkpoint import Checkpoint, expected_shapes
 from vitrail.errors import VitrailError
 from vitrail.files import new_folder, read_json, write_json, write_text
-from vitrail.model.vit import ViTConfig
+from vitrail.model.backbone import BackboneConfig
+from vitrail.model.families import AXES
 from vitrail.preprocessing import Preprocessing
 
 NAME = "vitrail"
@@ -26,8 +27,8 @@ def recognises(path: Path) -> bool:
     return isinstance(config, dict) and config.get("model_type") == "vitrail"
 
 
-def to_native(path: Path) -> Checkpoint:
-    """Reads a model folder strictly.
+def to_native(path: Path, image_size: tuple[int, int] | None = None) -> Checkpoint:
+    """Reads a model folder strictly. It says its own image size, so none need be stated.
 
     Raises:
         CheckpointError: a part is missing or does not fit the others.
@@ -37,7 +38,9 @@ def to_native(path: Path) -> Checkpoint:
     description, processor = read_json(path / "config.json"), read_json(path / "preprocessor_config.json")
     arrays = SafetensorsArrays(path / "model.safetensors")
     try:
-        config = ViTConfig.from_json(description["vitrail"]["model"])
+        # Folders of before there were other families have no type.
+        described = {"type": "vit", **description["vitrail"]["model"]}
+        config: BackboneConfig[Any] = configuration.decode(BackboneConfig, described, AXES)
         preprocessing = configuration.decode(Preprocessing, processor["vitrail"], {})
         labels = {int(index): str(name) for index, name in description["id2label"].items()}
         classes = tuple(labels[index] for index in range(config.head.classes))
@@ -55,10 +58,15 @@ def to_native(path: Path) -> Checkpoint:
     return Checkpoint(config, weights, preprocessing, classes, multi_label, provenance)
 
 
-def _check_agreement(config: ViTConfig, preprocessing: Preprocessing, arrays: int) -> None:
-    if config.size.depth > arrays:  # before so many layers are built only to find that they are missing
-        raise ValueError(f"{config.size.depth} layers, and {arrays} arrays")
-    if (config.image_size, config.tokenizer.channels) != (preprocessing.image_size, preprocessing.channels):
+def obstacles(config: BackboneConfig[Any]) -> list[str]:
+    """Nothing: a folder holds every model."""
+    return []
+
+
+def _check_agreement(config: BackboneConfig[Any], preprocessing: Preprocessing, arrays: int) -> None:
+    if config.num_layers > arrays:  # before so many layers are built only to find that they are missing
+        raise ValueError(f"{config.num_layers} layers, and {arrays} arrays")
+    if (config.image_size, config.channels) != (preprocessing.image_size, preprocessing.channels):
         raise ValueError("model and preprocessing differ in image size or channels")
 
 
@@ -73,18 +81,15 @@ def write_files(checkpoint: Checkpoint, folder: Path) -> None:
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
     write_json(folder / "config.json", {
         "model_type": "vitrail",
-        "architectures": ["ViT"],
-        "hidden_size": config.size.dim,
-        "num_hidden_layers": config.size.depth,
-        "num_attention_heads": config.size.heads,
-        "intermediate_size": config.size.hidden,
+        "architectures": [type(config).__name__.removesuffix("Config")],
+        **config.facts(),
         "image_size": list(config.image_size),
         "id2label": {str(index): name for index, name in enumerate(checkpoint.classes)},
         "label2id": {name: index for index, name in enumerate(checkpoint.classes)},
         "problem_type": "multi_label_classification" if checkpoint.multi_label else "single_label_classification",
         "vitrail": {
             "version": vitrail.__version__,
-            "model": config.to_json(),
+            "model": configuration.encode(config, AXES),
             "multi_label": checkpoint.multi_label,
             "provenance": dict(checkpoint.provenance),
         },
@@ -108,7 +113,7 @@ def write_files(checkpoint: Checkpoint, folder: Path) -> None:
 def _card(checkpoint: Checkpoint) -> str:
     config, provenance = checkpoint.config, checkpoint.provenance
     facts: dict[str, Any] = {
-        "Size": f"{config.size.depth} layers, {config.size.dim} dimensions, {config.size.heads} heads",
+        **{key.replace("_", " ").capitalize(): value for key, value in config.facts().items()},
         "Input": f"{config.image_size[0]}x{config.image_size[1]} px, {checkpoint.preprocessing.channels} channels",
         "Classes": f"{len(checkpoint.classes)}: {', '.join(checkpoint.classes[:10])}"
         + (" ..." if len(checkpoint.classes) > 10 else ""),
@@ -117,6 +122,6 @@ def _card(checkpoint: Checkpoint) -> str:
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     return (
         "---\nlibrary_name: vitrail\npipeline_tag: image-classification\n---\n"
-        f"# A Vision Transformer\n\n| | |\n|---|---|\n{rows}\n\n"
+        f"# A {type(config).__name__.removesuffix('Config')}\n\n| | |\n|---|---|\n{rows}\n\n"
         '```python\nimport vitrail\nmodel = vitrail.load("this folder")\nprint(model.predict("picture.png"))\n```\n'
     )

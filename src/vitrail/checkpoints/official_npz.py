@@ -1,273 +1,242 @@
-"""The files of google-research/vision_transformer: .npz, in the released and in today's ("linen") spelling.
+"""The files of google-research/vision_transformer: ViT, hybrid, ResNet and MLP-Mixer, in the released and in today's names.
 
-What the arrays cannot tell is the family's: GELU in the tanh form, LayerNorm epsilon 1e-6, position added after the
-class token is prepended, pixels in [-1, 1], images stretched to the model's size (docs/house.md, "Numbers that differ").
+What the arrays cannot tell is the family's: GELU in the tanh form, epsilon 1e-6, position added after the class token is
+prepended, pixels in [-1, 1], images stretched to the model's size (docs/house.md, "Numbers that differ").
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from io import BytesIO
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from zipfile import ZIP_STORED, ZipFile
+from typing import Any
 
-import numpy as np
-import torch
-from einops import rearrange
-from torch import Tensor
-
-from vitrail.checkpoints.arrays import CheckpointError, NpzArrays, check_memory, check_names
 from vitrail.checkpoints.checkpoint import Checkpoint
-from vitrail.checkpoints.extras import read_extras, write_extras
-from vitrail.errors import DataError
-from vitrail.files import explained, sync_file, sync_folder
+from vitrail.checkpoints.entries import (
+    Entry,
+    Family,
+    Listing,
+    Shape,
+    dense,
+    differing,
+    listing,
+    names_in,
+    norm,
+    patches,
+    same,
+)
+from vitrail.checkpoints.flax_names import (
+    POSITIONS,
+    RELEASED,
+    depth_of,
+    either_rank,
+    encoder_entries,
+    head_entries,
+    head_of,
+    in_a_row,
+    mlp_entries,
+    program_of,
+    respelled,
+    stages_of,
+    trained_size,
+    trunk_entries,
+    untrained,
+)
+from vitrail.model.backbone import BackboneConfig
 from vitrail.model.block import Block
-from vitrail.model.heads import LinearHead, TanhHead
+from vitrail.model.heads import Head, LinearHead, ProjectedHead, TanhHead
+from vitrail.model.mixers import TokenMLP
 from vitrail.model.pools import ClassToken, GlobalAverage
-from vitrail.model.positions import Learned1D
-from vitrail.model.tokenizers import LinearPatches
+from vitrail.model.positions import Learned1D, NoPosition
+from vitrail.model.resnet import ResNetConfig
+from vitrail.model.tokenizers import ConvolutionalStem, LinearPatches, Tokenizer
+from vitrail.model.trunks import GROUPS, PostActivation, Trunk
 from vitrail.model.vit import Size, ViTConfig
-from vitrail.preprocessing import Preprocessing
 
 NAME = "official-npz"
-STATED = "GELU tanh, LayerNorm epsilon 1e-6, pixels in [-1, 1], stretched bilinearly"
-_BLOCK = "Transformer/encoderblock_{}/"
-_ATTENTION = _BLOCK + "MultiHeadDotProductAttention_1/"
-_POSITIONS = "Transformer/posembed_input/pos_embedding"
-# Today's spelling -> the released one. Released files count all modules of a block together, linen counts them per kind.
-_LINEN = {"MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1", "LayerNorm_1": "LayerNorm_2",
-          "MlpBlock_0": "MlpBlock_3"}  # fmt: skip
-
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One native tensor: the official arrays it is made of, and how to go there and back."""
-
-    native: str
-    official: tuple[tuple[str, Shape], ...]
-    join: Callable[..., Tensor]
-    split: Callable[[Tensor], tuple[Tensor, ...]]
+STATED = "GELU tanh, epsilon 1e-6, kernels standardised with deviation + 1e-5, pixels in [-1, 1], stretched bilinearly"
 
 
 def recognises(path: Path) -> bool:
-    return path.suffix == ".npz" and path.is_file()
+    return program_of(names_in(path)) == NAME
 
 
 def to_native(path: Path, image_size: tuple[int, int] | None = None) -> Checkpoint:
-    """Reads a ViT of the official family.
+    """Reads a model of the official family.
 
     Args:
         path: the .npz file.
         image_size: (height, width) of its training, needed only where the number of positions is no square.
 
     Raises:
-        CheckpointError: no ViT of this family, or missing, extra, misshapen or object arrays, all listed together.
+        CheckpointError: no such model, or missing, extra, misshapen or object arrays, all listed together.
     """
-    arrays = NpzArrays(path)
-    names = _canonical_names(arrays)
-    shapes = {canonical: arrays.shapes[name] for canonical, name in names.items()}
-    unreadable = {canonical: arrays.unreadable[name] for canonical, name in names.items() if name in arrays.unreadable}
-    config = _infer(path, shapes, unreadable)
-    entries = list(_entries(config))
-    wanted = dict(pair for entry in entries for pair in entry.official)
-    check_names(path, shapes, wanted, unreadable)
-    check_memory(path, wanted.values())
-    extras = read_extras(path, arrays.comment)
-    stated = extras.preprocessing.image_size if extras else image_size
-    config = replace(config, image_size=_image_size(path, config, stated))
-
-    def tensor(name: str) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(arrays[names[name]], dtype=np.float32))
-
-    weights = {e.native: e.join(*(tensor(name) for name, _ in e.official)).contiguous() for e in entries}
-    ignored = sum(name.startswith("opt/state/") for name in arrays)
-    half = (0.5,) * shapes["embedding/kernel"][2]
-    checkpoint = Checkpoint(
-        config,
-        weights,
-        Preprocessing(config.image_size, len(half), mean=half, std=half),
-        tuple(f"class {index}" for index in range(config.head.classes)),
-        provenance={"format": NAME, "file": path.name, "arrays left out": ignored, "stated by the family": STATED},
-    )
-    return extras.applied(path, checkpoint) if extras else checkpoint
+    found = either_rank(respelled(listing(path), RELEASED), ones=True)
+    return _FAMILY.read(found, image_size)
 
 
 def from_native(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes the released spelling, bit for bit what `to_native` would read back.
+    """Writes the released names, bit for bit what `to_native` would read back.
 
-    The format has no place for preprocessing and class names: they go into the comment of the zip, which other readers
-    pass over.
+    Raises:
+        CheckpointError: VT074, the format has no place for this model.
     """
-    if reasons := _obstacles(checkpoint.config):
-        raise CheckpointError("VT074", f"{path}: the official format cannot hold {', '.join(reasons)}", "a plain ViT")
-    temporary = path.with_name(f".{path.name}.tmp")
-    with explained(path):
-        try:
-            with ZipFile(temporary, "w", ZIP_STORED) as archive:
-                archive.comment = write_extras(path, checkpoint)
-                for entry in _entries(checkpoint.config):
-                    parts = entry.split(checkpoint.weights[entry.native].detach().cpu().float())
-                    for (name, shape), part in zip(entry.official, parts, strict=True):
-                        buffer = BytesIO()
-                        np.save(buffer, part.contiguous().numpy().reshape(shape), allow_pickle=False)
-                        archive.writestr(f"{name}.npy", buffer.getvalue())
-            sync_file(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+    _FAMILY.write(checkpoint, path, obstacles(checkpoint.config))
 
 
-def _canonical_names(arrays: NpzArrays) -> dict[str, str]:
-    """Released spelling -> the name in the file. Optimiser state, which some files carry, is left out."""
-    prefix = "opt/target/" if any(name.startswith("opt/target/") for name in arrays) else ""
-    linen = any("MultiHeadDotProductAttention_0" in name for name in arrays)
-    names = {}
-    for name in arrays:
-        if name.startswith("opt/state/"):
-            continue
-        parts = name.removeprefix(prefix).split("/")
-        canonical = "/".join(_LINEN.get(part, part) for part in parts) if linen else "/".join(parts)
-        names[name if canonical in names else canonical] = name  # the second of two spellings is an extra array
-    return names
+def obstacles(config: BackboneConfig[Any]) -> list[str]:
+    """What of a model the format has no place for."""
+    head: Head = LinearHead(config.head.classes)
+    if isinstance(config, ResNetConfig):
+        head = config.head if isinstance(config.head, ProjectedHead) else ProjectedHead(config.head.classes)
+        return differing(config, replace(config, trunk=_trunk_like(config.trunk), head=head))
+    if not isinstance(config, ViTConfig):
+        return [f"{config}"]
+    block, tokenizer = untrained(config.block), config.tokenizer
+    if isinstance(config.block.mixer, TokenMLP):
+        block = replace(block, mixer=TokenMLP(config.block.mixer.hidden))
+        tokenizer = tokenizer if isinstance(tokenizer, LinearPatches) else LinearPatches()
+        head = config.head if isinstance(config.head, LinearHead) else head
+        held = replace(config, tokenizer=tokenizer, position=NoPosition(), block=block, pool=GlobalAverage(), head=head)
+        return differing(config, held)
+    if isinstance(tokenizer, ConvolutionalStem):
+        tokenizer = replace(tokenizer, trunk=_trunk_like(tokenizer.trunk))
+    pool = ClassToken() if config.pool.class_tokens else GlobalAverage()
+    head = config.head if isinstance(config.head, (LinearHead, TanhHead)) else head
+    held = replace(config, tokenizer=tokenizer, position=Learned1D(), block=block, pool=pool, head=head)
+    return differing(config, held)
 
 
-def _infer(path: Path, shapes: Mapping[str, Shape], unreadable: Mapping[str, str]) -> ViTConfig:
-    """What the arrays determine; the patches are thought of in one row, because only their number is known yet."""
-    if "conv_root/kernel" in shapes or any(name.startswith("MixerBlock_") for name in shapes):
-        kind = "an MLP-Mixer" if "conv_root/kernel" not in shapes else "a CNN hybrid"
-        raise CheckpointError("VT075", f"{path} holds {kind}", "a ViT with linear patches; this version reads no other")
-    depth = len({match[1] for name in shapes if (match := re.match(r"Transformer/encoderblock_(\d+)/", name))})
-    if not depth and "embedding/kernel" not in shapes:
-        listed = ", ".join(list(shapes)[:5]) or "none"
-        raise CheckpointError("VT075", f"{path} holds no official ViT; its arrays: {listed}", "embedding/kernel, ...")
+def _trunk_like(trunk: Trunk) -> PostActivation:
+    return PostActivation(trunk.stages, trunk.width)
+
+
+def _infer(found: Listing) -> BackboneConfig[Any]:
+    if any(name.startswith("MixerBlock_") for name in found.shapes):
+        return _mixer(found)
+    if any(name.startswith("Transformer/") for name in found.shapes):
+        return _vit(found)
+    return _resnet(found)
+
+
+def _vit(found: Listing) -> ViTConfig:
+    """A ViT, or a hybrid where there is a trunk before it."""
+    shapes, depth = found.shapes, depth_of(found.shapes, "Transformer/encoderblock_")
     pool = ClassToken() if "cls" in shapes else GlobalAverage()
-    query, hidden_kernel = _ATTENTION.format(0) + "query/kernel", _BLOCK.format(0) + "MlpBlock_3/Dense_0/kernel"
-    ranks = {"embedding/kernel": 4, query: 3, hidden_kernel: 2, "head/kernel": 2, _POSITIONS: 3}
+    block = "Transformer/encoderblock_0/"
+    query, hidden = f"{block}{RELEASED.attention}/query/kernel", f"{block}{RELEASED.mlp}/Dense_0/kernel"
+    stages = stages_of(found)
+    hybrid = bool(stages) or "conv_root/kernel" in shapes or "gn_root/scale" in shapes
+    ranks = {"embedding/kernel": 4, query: 3, hidden: 2, "head/kernel": 2, POSITIONS: 3}
+    ranks |= {"conv_root/kernel": 4} if hybrid else {}
     ranks |= {"pre_logits/kernel": 2} if "pre_logits/kernel" in shapes else {}
-    if any(len(shapes.get(name, ())) != rank for name, rank in ranks.items()):
-        # Sizes are unknown without these; names and ranks are not, so that everything wrong is still listed at once.
-        head = TanhHead(1, 1) if "pre_logits/kernel" in shapes else LinearHead(1)
-        like = ViTConfig(
-            Size(1, max(1, depth), 1, 1), LinearPatches((1, 1), 1), pool=pool, head=head, image_size=(1, 1)
-        )
-        wanted = {name: f"({len(shape)} dimensions)" for entry in _entries(like) for name, shape in entry.official}
-        check_names(path, {name: f"({len(shape)} dimensions)" for name, shape in shapes.items()}, wanted, unreadable)
-    height, width, channels, dim = shapes["embedding/kernel"]
-    hidden, classes, heads = shapes[hidden_kernel][1], shapes["head/kernel"][1], shapes[query][1]
-    wide = shapes["pre_logits/kernel"][1] if "pre_logits/kernel" in shapes else None
-    patches = shapes[_POSITIONS][1] - pool.class_tokens
-    if min(height, width, channels, dim, hidden, classes, heads, patches) < 1 or wide == 0 or dim % heads:
-        raise CheckpointError(
-            "VT073", f"{path} has {patches} patches of {height}x{width}x{channels}, {dim} dimensions, {heads} heads, "
-            f"{hidden} hidden units, {classes} classes", "sizes of a real model, and heads that divide the dimensions",
-        )  # fmt: skip
+    anything = _tokenizer(hybrid, stages, (1, 1), (7, 7, 1, GROUPS))
+    head = TanhHead(1, 1) if "pre_logits/kernel" in shapes else LinearHead(1)
+    like = ViTConfig(Size(1, max(1, depth), 1, 1), anything, pool=pool, head=head, image_size=anything.patch)
+    found.check_ranks(_entries(like), ranks)
+
+    height, width, _, dim = shapes["embedding/kernel"]
+    tokenizer = _tokenizer(
+        hybrid, stages, (height, width), shapes["conv_root/kernel" if hybrid else "embedding/kernel"]
+    )
+    patches = shapes[POSITIONS][1] - pool.class_tokens
     return ViTConfig(
-        Size(dim, depth, heads, hidden),
+        Size(dim, depth, shapes[query][1], shapes[hidden][1]),
+        tokenizer,
+        pool=pool,
+        head=head_of(shapes),
+        image_size=in_a_row(found, patches, tokenizer.patch),
+    )
+
+
+def _tokenizer(
+    hybrid: bool, stages: tuple[int, ...], patch: tuple[int, int], kernel: Shape
+) -> LinearPatches | ConvolutionalStem:
+    """`patch` is in places of what it is cut from; `kernel` is the shape of the first convolution."""
+    if not hybrid:
+        return LinearPatches(patch, kernel[2])
+    trunk = PostActivation(stages, kernel[3])
+    return ConvolutionalStem((patch[0] * trunk.stride, patch[1] * trunk.stride), kernel[2], trunk)
+
+
+def _mixer(found: Listing) -> ViTConfig:
+    shapes, depth = found.shapes, depth_of(found.shapes, "MixerBlock_")
+    along, across = (f"MixerBlock_0/{kind}_mixing/Dense_0/kernel" for kind in ("token", "channel"))
+
+    def config(
+        size: Size, tokenizer: LinearPatches, hidden: int, classes: int, image_size: tuple[int, int]
+    ) -> ViTConfig:
+        block = Block(mixer=TokenMLP(hidden))
+        return ViTConfig(size, tokenizer, NoPosition(), block, GlobalAverage(), LinearHead(classes), image_size)
+
+    like = config(Size(1, max(1, depth), 1, 1), LinearPatches((1, 1)), 1, 1, (1, 1))
+    found.check_ranks(_entries(like), {"stem/kernel": 4, along: 2, across: 2, "head/kernel": 2})
+    height, width, channels, dim = shapes["stem/kernel"]
+    patches, hidden = shapes[along]
+    return config(
+        Size(dim, depth, 1, shapes[across][1]),
         LinearPatches((height, width), channels),
-        Learned1D(),
-        Block(),
-        pool,
-        LinearHead(classes) if wide is None else TanhHead(classes, wide),
-        (height, patches * width),
+        hidden,
+        shapes["head/kernel"][1],
+        in_a_row(found, patches, (height, width)),
     )
 
 
-def _image_size(path: Path, config: ViTConfig, stated: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of the training: a square grid of patches, unless what was stated has as many."""
-    patches = config.grid[1]
-    assert isinstance(config.tokenizer, LinearPatches)
-    if stated is not None and math.prod(config.tokenizer.grid(stated)) == patches:
-        return stated
-    side = math.isqrt(patches)
-    if side * side != patches:
-        token = "the class token's row" if config.pool.class_tokens else "no class token"
-        given = "" if stated is None else f", and {stated[0]}x{stated[1]} px gives another number"
-        raise DataError(
-            "VT033", f"{path} has {patches} positions and {token}; {patches} is no square{given}",
-            "the image size of its training", "load(path, image_size=(height, width)), or --image-size HEIGHTxWIDTH",
-        )  # fmt: skip
-    return side * config.tokenizer.patch[0], side * config.tokenizer.patch[1]
+def _resnet(found: Listing) -> ResNetConfig:
+    """The trunk, the embedding of its places, their mean: what the official code builds without a Transformer."""
+    shapes, stages = found.shapes, stages_of(found)
+    like = ResNetConfig(PostActivation(stages, GROUPS), ProjectedHead(1, 1))
+    found.check_ranks(_entries(like), {"conv_root/kernel": 4, "embedding/kernel": 4, "head/kernel": 2})
+    _, _, channels, width = shapes["conv_root/kernel"]
+    head = ProjectedHead(shapes["head/kernel"][1], shapes["embedding/kernel"][3])
+    return ResNetConfig(PostActivation(stages, width), head, channels=channels)
 
 
-def _obstacles(config: ViTConfig) -> list[str]:
-    """What of a model the official format has no place for."""
-    plain = replace(config.block, dropout=0.0, drop_path=0.0)  # training only; the file has no room and needs none
-    reasons = []
-    if plain != Block():
-        reasons.append(f"{plain}")
-    if config.position != Learned1D():
-        reasons.append(f"{config.position}")
-    if config.pool not in (ClassToken(), GlobalAverage()):
-        reasons.append(f"{config.pool}")
-    if not isinstance(config.tokenizer, LinearPatches):
-        reasons.append(f"{config.tokenizer}")
-    return reasons
-
-
-def _entries(config: ViTConfig) -> Iterator[Entry]:
+def _entries(config: BackboneConfig[Any]) -> Iterator[Entry]:
     """The table of names, in the order of the network."""
-    size, tokenizer = config.size, config.tokenizer
-    dim = size.dim
+    if isinstance(config, ResNetConfig):
+        yield from trunk_entries("trunk.", config.trunk, config.channels, ones=True)
+        hidden = config.head.hidden  # type: ignore[attr-defined]  # a ProjectedHead
+        yield from patches("head.represent.0", "embedding", (1, 1, config.dim, hidden))
+        yield from dense("head.linear", "head", hidden, config.head.classes)
+        return
+    assert isinstance(config, ViTConfig)
+    if isinstance(config.block.mixer, TokenMLP):
+        yield from _mixer_entries(config, config.block.mixer)
+        return
+    dim, classes = config.dim, config.pool.class_tokens
+    if classes:
+        yield same("pool.class_token", "cls", (1, 1, dim), (1, dim))
+    yield from _tokenizer_entries(config.tokenizer, dim)
+    rows = classes + math.prod(config.grid)
+    yield same("position.tables.0.rows", POSITIONS, (1, rows, dim), (rows, dim))
+    yield from encoder_entries(config.size, RELEASED)
+    yield from head_entries(config)
+
+
+def _tokenizer_entries(tokenizer: Tokenizer, dim: int) -> Iterator[Entry]:
+    if isinstance(tokenizer, ConvolutionalStem):
+        cut = tokenizer.on_the_map
+        yield from trunk_entries("tokenizer.trunk.", tokenizer.trunk, tokenizer.channels, ones=True)
+        yield from patches("tokenizer.patches.project", "embedding", (*cut.patch, cut.channels, dim))
+        return
     assert isinstance(tokenizer, LinearPatches)
-    if config.pool.class_tokens:
-        yield _same("pool.class_token", "cls", (1, 1, dim), lambda t: t.reshape(1, dim))
-    kernel = (*tokenizer.patch, tokenizer.channels, dim)
-    yield Entry("tokenizer.project.weight", (("embedding/kernel", kernel),),
-                lambda t: rearrange(t, "p q c d -> d (p q c)"), lambda t: (t.T.reshape(kernel),))  # fmt: skip
-    yield _same("tokenizer.project.bias", "embedding/bias", (dim,))
-    rows = config.pool.class_tokens + math.prod(config.grid)
-    yield _same("position.tables.0.rows", _POSITIONS, (1, rows, dim), lambda t: t.reshape(rows, dim))
-    for layer in range(size.depth):
-        yield from _block_entries(layer, size)
-    yield from _norm("pool.norm", "Transformer/encoder_norm", dim)
-    features = dim
-    if isinstance(config.head, TanhHead):
-        yield from _dense("head.represent.0", "pre_logits", dim, config.head.hidden)
-        features = config.head.hidden
-    yield from _dense("head.linear", "head", features, config.head.classes)
+    yield from patches("tokenizer.project", "embedding", (*tokenizer.patch, tokenizer.channels, dim))
 
 
-def _block_entries(layer: int, size: Size) -> Iterator[Entry]:
-    native, official, attention = f"blocks.{layer}.", _BLOCK.format(layer), _ATTENTION.format(layer)
-    dim, heads, head_dim = size.dim, size.heads, size.dim // size.heads
-    qkv = ("query", "key", "value")
-    yield from _norm(native + "mixer_norm", official + "LayerNorm_0", dim)
-    yield Entry(
-        native + "mixer.query_key_value.weight",
-        tuple((f"{attention}{part}/kernel", (dim, heads, head_dim)) for part in qkv),
-        lambda *parts: torch.cat([rearrange(part, "d h e -> (h e) d") for part in parts]),
-        lambda t: tuple(rearrange(part, "(h e) d -> d h e", h=heads) for part in t.chunk(3)),
-    )
-    yield Entry(
-        native + "mixer.query_key_value.bias",
-        tuple((f"{attention}{part}/bias", (heads, head_dim)) for part in qkv),
-        lambda *parts: torch.cat([part.reshape(dim) for part in parts]),
-        lambda t: t.chunk(3),
-    )
-    yield Entry(native + "mixer.project.weight", ((attention + "out/kernel", (heads, head_dim, dim)),),
-                lambda t: rearrange(t, "h e d -> d (h e)"), lambda t: (t.T,))  # fmt: skip
-    yield _same(native + "mixer.project.bias", attention + "out/bias", (dim,))
-    yield from _norm(native + "mlp_norm", official + "LayerNorm_2", dim)
-    yield from _dense(native + "mlp.expand", official + "MlpBlock_3/Dense_0", dim, size.hidden)
-    yield from _dense(native + "mlp.contract", official + "MlpBlock_3/Dense_1", size.hidden, dim)
+def _mixer_entries(config: ViTConfig, mixer: TokenMLP) -> Iterator[Entry]:
+    dim, tokens, tokenizer = config.dim, config.num_tokens, config.tokenizer
+    assert isinstance(tokenizer, LinearPatches)
+    yield from patches("tokenizer.project", "stem", (*tokenizer.patch, tokenizer.channels, dim))
+    for layer in range(config.size.depth):
+        native, block = f"blocks.{layer}.", f"MixerBlock_{layer}/"
+        yield from norm(native + "mixer_norm", block + "LayerNorm_0", (dim,))
+        yield from mlp_entries(native + "mixer", block + "token_mixing", tokens, mixer.hidden)
+        yield from norm(native + "mlp_norm", block + "LayerNorm_1", (dim,))
+        yield from mlp_entries(native + "mlp", block + "channel_mixing", dim, config.size.hidden)
+    yield from norm("pool.norm", "pre_head_layer_norm", (dim,))
+    yield from dense("head.linear", "head", dim, config.head.classes)
 
 
-def _same(native: str, official: str, shape: Shape, join: Callable[[Tensor], Tensor] = lambda t: t) -> Entry:
-    return Entry(native, ((official, shape),), join, lambda t: (t,))
-
-
-def _norm(native: str, official: str, dim: int) -> Iterator[Entry]:
-    yield _same(f"{native}.weight", f"{official}/scale", (dim,))
-    yield _same(f"{native}.bias", f"{official}/bias", (dim,))
-
-
-def _dense(native: str, official: str, inputs: int, outputs: int) -> Iterator[Entry]:
-    yield Entry(f"{native}.weight", ((f"{official}/kernel", (inputs, outputs)),), lambda t: t.T, lambda t: (t.T,))
-    yield _same(f"{native}.bias", f"{official}/bias", (outputs,))
+_FAMILY = Family(NAME, STATED, _infer, trained_size, _entries)

@@ -10,42 +10,46 @@ from typing import Any
 
 from vitrail.errors import DataError
 
+_POOLS = {"ClassToken": "class token", "GlobalAverage": "average", "AttentionPool": "MAP head"}
+
 
 def run_models(image_size: tuple[int, int] | None, as_json: bool) -> int:
     """Lists the names with what they cost at a resolution; sizes that a patch does not divide are said so."""
-    from vitrail.model.pools import ClassToken
-    from vitrail.model.sizes import NAMES, cost, named
+    from vitrail.model.sizes import NAMES, RESNETS, backbone, cost
+    from vitrail.model.vit import ViTConfig
 
     size = image_size or (224, 224)
     records: list[dict[str, Any]] = []
-    for name in NAMES:
-        config = named(name, image_size=size)
+    for name in (*NAMES, *RESNETS):
+        config = backbone(name, image_size=size)
         try:
             counted = cost(config)
         except DataError as error:
             records.append({"name": name, "problem": error.fix})
             continue
-        pool = "class token" if isinstance(config.pool, ClassToken) else "MAP head"
+        pool = type(config.pool).__name__ if isinstance(config, ViTConfig) else "GlobalAverage"
         records.append({
-            "name": name, "pool": pool, "tokens": counted.tokens, "parameters": counted.parameters,
+            "name": name, "pool": _POOLS[pool], "tokens": counted.tokens, "parameters": counted.parameters,
             "flops": counted.flops, "activation_bytes": counted.activation_bytes,
         })  # fmt: skip
     if as_json:
         print(json.dumps(records))
         return 0
-    print(f"{'':10}{'tokens':>7}{'parameters':>15}{'GFLOP':>9}{'activations':>13}  pool")
+    print(f"{'':13}{'tokens':>7}{'parameters':>15}{'GFLOP':>9}{'activations':>13}  pool")
     for record in records:
         if "problem" in record:
-            print(f"{record['name']:10}  {record['problem']}")
+            print(f"{record['name']:13}  {record['problem']}")
             continue
         print(
-            f"{record['name']:10}{record['tokens']:>7,}{record['parameters']:>15,}{record['flops'] / 1e9:>9,.1f}"
+            f"{record['name']:13}{record['tokens']:>7,}{record['parameters']:>15,}{record['flops'] / 1e9:>9,.1f}"
             f"{record['activation_bytes'] / 2**20:>9,.0f} MiB  {record['pool']}"
         )
     print(
-        f"\nAt {size[0]}x{size[1]} px, 3 channels, 1000 classes. GFLOP: one image forward, matrix products, two operations"
-        "\nper multiply-add. Activations: float32, kept per image for training. g and G have a MAP head, no class token."
-        "\nAny size goes with any patch: ViT-B/14, ViT-S/8, ViT-Ti/16x32."
+        f"\nAt {size[0]}x{size[1]} px, 3 channels, 1000 classes. GFLOP: one image forward, matrix"
+        "\nproducts and convolutions, two operations per multiply-add. Activations: float32,"
+        "\nkept per image for training. R+ViT-Ti/16 has tokens of 32 px, whatever its name."
+        "\nAny size goes with any patch: ViT-B/14, ViT-Ti/16x32, Mixer-B/8; any depth of a"
+        "\nResNet with any width: R152x3."
     )
     return 0
 

@@ -49,14 +49,19 @@ class Examination:
         return any(problem.severity == "error" for problem in self.problems)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "problems": [asdict(problem) for problem in self.problems]}
 
 
 class Examiner:
-    """Is shown pictures, by any number of threads, and says what they come to."""
+    """Is shown pictures, by any number of threads, and says what they come to.
+
+    Attributes:
+        look: split and index to picture, for a second look at those that may be copies; by default they are read again.
+    """
 
     def __init__(self, source: Source) -> None:
         self.record = Record(source)
+        self.look: Callable[[str, int], Picture] = lambda split, index: source.splits[split].read(index, 3)
 
     def see(self, split: str, index: int, picture: Picture | DataError, facts: FileFacts | None = None) -> None:
         """A picture as decoded, uint8 height width channels, or why it could not be."""
@@ -66,19 +71,21 @@ class Examiner:
         """`see` for the pictures of one split."""
         return partial(self.see, split)
 
-    def examination(self, look: Callable[[str, int], Picture] | None = None, until: float = np.inf) -> Examination:
-        """What has been seen so far comes to.
+    def copies(self, until: float = np.inf) -> list[NDArray[np.int64]]:
+        """Groups of rows, among the pictures seen so far, that are the same or nearly so.
 
         Args:
-            look: split and index to picture, for those that may be copies; by default they are read again.
             until: when to stop comparing, by `time.monotonic`.
         """
         record = self.record
-        again = look or (lambda split, index: record.splits[split].read(index, 3))
-        groups = record.prints.groups(lambda row: again(*record.place(row)), record.label_of, until)
+        return record.prints.groups(lambda row: self.look(*record.place(row)), record.label_of, until)
+
+    def examination(self, until: float = np.inf) -> Examination:
+        """What the pictures seen so far come to; `until` as for `copies`."""
+        record, groups = self.record, self.copies(until)
         modes, formats = record.files()
-        problems = tuple(find_problems(record, groups))
-        return Examination(record.seen, len(record), _sizes(record.sizes[record.readable]), modes, formats, problems)
+        sizes = _sizes(record.sizes[record.readable])
+        return Examination(record.seen, len(record), sizes, modes, formats, tuple(find_problems(record, groups)))
 
 
 def examine(
@@ -92,33 +99,43 @@ def examine(
     """
     start = time.monotonic()
     examiner = Examiner(source)
-    record = examiner.record
-    order = np.arange(len(record)) if seconds is None else _spread(len(record))
-    end = np.inf if seconds is None else start + _READING * seconds
+    if seconds is None:
+        read_all(examiner, threads, progress)
+        return examiner.examination()
+    _read(examiner.record, _spread(len(examiner.record)), threads, progress, start + _READING * seconds)
+    return examiner.examination(until=start + seconds)
+
+
+def read_all(examiner: Examiner, threads: int = 2, progress: Progress | None = None) -> None:
+    """Shows an examiner every picture of its source."""
+    _read(examiner.record, np.arange(len(examiner.record)), threads, progress)
+
+
+def _read(
+    record: Record, order: NDArray[np.int64], threads: int, progress: Progress | None, until: float = np.inf
+) -> None:
     rows = iter(order.tolist())  # `next` of a list's iterator is atomic, so that threads may share it
 
-    def read() -> None:
+    def work() -> None:
         for row in rows:
             split, index = record.place(row)
             try:
-                picture, facts = record.splits[split].examine(index)
-                record.note(row, picture, facts)
+                record.note(row, *record.splits[split].examine(index))
             except DataError as error:
                 record.note(row, error, None)
-            if time.monotonic() > end:
+            if time.monotonic() > until:
                 return
 
     with ThreadPoolExecutor(threads) as pool:
-        work = [pool.submit(read) for _ in range(threads)]
+        workers = [pool.submit(work) for _ in range(threads)]
         try:
-            while wait(work, timeout=0.5).not_done:
+            while wait(workers, timeout=0.5).not_done:
                 if progress is not None:
                     progress(record.seen, len(record))
         finally:
             deque(rows, maxlen=0)  # when interrupted, nothing is left for the threads to take
-    for done in work:
-        done.result()
-    return examiner.examination(until=np.inf if seconds is None else start + seconds)
+    for worker in workers:
+        worker.result()
 
 
 def _spread(count: int) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ SIDE = 16  # of a thumbnail
 FLAT = 2.0  # grey levels; a thumbnail of less standard deviation shows nothing to compare
 _WAVES = 8  # frequencies a side that describe a thumbnail
 _NEAR = 0.85  # cosine of two descriptions
-_NEIGHBOURS, _ATTEMPTS = 16, 4  # per picture: how many are fitted, how many of these are looked at
+_NEIGHBOURS, _ATTEMPTS = 12, 3  # per picture, whole and cropped: how many are fitted, how many of these looked at
 # What two thumbnails may differ after that: the more, the finer the detail that lies between their pixels; tiny pictures
 # have none, and a share of their contrast counts.
 _FITTING, _FITTING_TINY = 0.8, 0.1
@@ -139,7 +139,7 @@ def look_alikes(thumbnails: Thumbnails, tiny: Bool[np.ndarray, " pictures"]) -> 
         order = np.flatnonzero(allowed)[np.argsort(-score[allowed], kind="stable")]
         _, best = np.unique(first[order] * len(members) + second[order], return_index=True)
         order = order[best]
-        order = order[_few(first[order], -score[order], _NEIGHBOURS)]
+        order = order[_few(2 * first[order] + (view_of[order] > 0), -score[order], _NEIGHBOURS)]
         yield from _fitted(thumbnails, tiny, first[order], second[order], mirrored[order], view_of[order])
 
 
@@ -163,7 +163,7 @@ def _fitted(
             windows[part] = found.windows
             difference[part] = np.where(found.difference <= limit, found.difference, np.inf)
     good = np.flatnonzero(np.isfinite(difference))
-    for at in good[_few(first[good], difference[good], _ATTEMPTS)]:
+    for at in good[_few(2 * first[good] + (view[good] > 0), difference[good], _ATTEMPTS)]:
         yield LookAlike(int(first[at]), int(second[at]), bool(mirrored[at]), windows[at])
 
 

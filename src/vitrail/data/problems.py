@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,13 @@ MOST_GROUPS, MOST_MEMBERS = 100, 20
 MAX_BAD_SHARE = 0.05  # more stop a training run
 FEW_IMAGES, MOST_IMBALANCE = 10, 10
 TINY_SIDE, HUGE_PIXELS, MOST_ASPECT = 16, 20_000_000, 5
+RARE = 0.05  # of the pictures; what is rarer stands out
 _NAMES = 5  # that a sentence lists
+_UNREADABLE = {
+    "VT050": "missing", "VT051": "empty", "VT052": "of another kind", "VT053": "damaged", "VT054": "too large",
+}  # fmt: skip
 
+Severity = Literal["error", "warning", "note"]
 Groups = Sequence[NDArray[np.int64]]
 
 
@@ -28,17 +34,28 @@ class Problem:
     Attributes:
         kind: "leak", "blank", ...; each occurs once.
         title: what is so, with the numbers; `why` it matters; `fix` what to do about it.
-        count: pictures concerned: of copies those that are too many, of a leak those of the later split; of classes, classes.
-        groups: pictures that show it, as id, split and label; the first 20 of each of the first 100 groups.
+        count: how many pictures; of copies those that are too many, of a leak those in the later split, of a label
+            conflict each picture once, of statements about classes how many classes.
+        groups: pictures that show it, as id, split and label; at most 20 of each of the first 100 groups.
+        leaked: of a leak, by split, all its pictures that an earlier split has too.
     """
 
     kind: str
-    severity: Literal["error", "warning", "note"]
+    severity: Severity
     title: str
     why: str
     fix: str
     count: int
     groups: list[list[dict[str, str]]]
+    leaked: dict[str, list[str]] = field(default_factory=dict)
+
+
+class Texts(NamedTuple):
+    """The words of a problem."""
+
+    title: str
+    why: str
+    fix: str
 
 
 def find_problems(record: Record, groups: Groups) -> list[Problem]:
@@ -47,14 +64,14 @@ def find_problems(record: Record, groups: Groups) -> list[Problem]:
     Args:
         groups: rows of pictures that are the same or nearly so.
     """
-    found = [*_unreadable(record), *_leaks(record, groups), *_conflicts(record, groups), *_classes(record)]
-    found += [*_copies(record, groups), *_appearance(record)]
+    found = [*_leaks(record, groups), *_conflicts(record, groups), *_missing(record), *_unreadable(record)]
+    found += [*_copies(record, groups), *_small_classes(record), *_appearance(record)]
     return sorted(found, key=lambda problem: ("error", "warning", "note").index(problem.severity))
 
 
-def pictures(count: int, word: str = "picture") -> str:
+def counted(count: int, one: str, several: str = "") -> str:
     """ "1 picture", "1,200 pictures"."""
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def shown(name: str, letters: int = 40) -> str:
@@ -63,187 +80,176 @@ def shown(name: str, letters: int = 40) -> str:
     return text if len(text) <= letters else text[: letters - 3] + "..."
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
-    every = list(names)
-    more = f" and {len(every) - _NAMES:,} more" if len(every) > _NAMES else ""
-    return ", ".join(shown(name) for name in every[:_NAMES]) + more
+    more = f" and {len(names) - _NAMES:,} more" if len(names) > _NAMES else ""
+    return ", ".join(names[:_NAMES]) + more
 
 
 def _problem(
-    record: Record,
-    kind: str,
-    severity: Literal["error", "warning", "note"],
-    texts: tuple[str, str, str],
-    count: int,
-    groups: Iterable[Iterable[int]],
+    record: Record, kind: str, severity: Severity, texts: Texts, count: int, groups: Iterable[Iterable[int]]
 ) -> Iterator[Problem]:
-    """One problem; none where it has no picture."""
-    if not count:
-        return
-    members = []
-    for _, group in zip(range(MOST_GROUPS), groups, strict=False):
-        members.append([record.member(int(row)) for _, row in zip(range(MOST_MEMBERS), group, strict=False)])
-    yield Problem(kind, severity, *texts, count, members)
+    """One problem; none where there is nothing to count."""
+    if count:
+        members = [
+            [record.member(int(row)) for row in islice(rows, MOST_MEMBERS)] for rows in islice(groups, MOST_GROUPS)
+        ]
+        yield Problem(kind, severity, *texts, count, members)
 
 
-def _of(record: Record, count: int, total: int | None = None) -> str:
-    """ "3 of 1,200 pictures are", and of how many where only a sample was read."""
-    total = len(record) if total is None else total
+def _are(record: Record, count: int) -> str:
+    """ "3 of 1,200 pictures are"; says so where only a sample was read."""
     verb = "is" if count == 1 else "are"
     if record.seen < len(record):
         return f"{count:,} of the {record.seen:,} pictures that were read (of {len(record):,}) {verb}"
-    return f"{count:,} of {pictures(total)} {verb}"
+    return f"{count:,} of {counted(len(record), 'picture')} {verb}"
 
 
-def _data(record: Record) -> str:
-    return shlex.quote(record.source.name)
-
-
-def _unreadable(record: Record) -> Iterator[Problem]:
-    rows = sorted(record.errors)
-    codes = [error.code for error in record.errors.values()]
-    kinds = {"VT050": "missing", "VT051": "empty", "VT052": "no pictures", "VT053": "damaged", "VT054": "too large"}
-    named = ", ".join(f"{codes.count(code):,} {kinds.get(code, code)}" for code in sorted(set(codes)))
-    many = len(rows) > MAX_BAD_SHARE * record.seen
-    why = (
-        "Training would stop at so many." if many else "Training skips and lists them, so nothing is learned from them."
-    )
-    first = f" The first: {shown(record.errors[rows[0]].what, 120)}" if rows else ""
-    texts = (
-        f"{_of(record, len(rows))} not readable: {named}", why + first, "Copy them again, or remove them from the data.",
-    )  # fmt: skip
-    yield from _problem(record, "unreadable", "error" if many else "warning", texts, len(rows), ([row] for row in rows))
+def _see(record: Record) -> str:
+    return f"vitrail data check {shlex.quote(record.source.name)} --out check.html"
 
 
 def _leaks(record: Record, groups: Groups) -> Iterator[Problem]:
-    """Pictures of val and test that are in an earlier split too."""
+    """Pictures of val and test that an earlier split has too."""
     names, found, exact = list(record.splits), [], 0
     counts: dict[tuple[int, int], int] = {}
+    leaked: dict[str, list[str]] = {}
     for group in groups:
-        splits = record.split_of[group]
-        home = int(splits.min())
-        later = group[splits != home]
-        if len(later):
-            found.append(group)
-            exact += int(np.isin(record.prints.digests[later], record.prints.digests[group[splits == home]]).sum())
-            for split in record.split_of[later]:
-                counts[int(split), home] = counts.get((int(split), home), 0) + 1
-    total = sum(counts.values())
-    parts = [
-        f"{_of_split(record, count, names[split])} also in {names[home]}"
-        for (split, home), count in sorted(counts.items())
-    ]
-    here = {names[split] for split, _ in counts}
-    if any(record.source.origin.get(name) != "given" for name in here):
-        fix = f"Keep copies together: vitrail data split {_data(record)} --out split.csv, then vitrail train split.csv"
-    elif any(split.read_file is None for split in record.splits.values()):
-        fix = "The splits are the set's own; say beside every result that these pictures are in both."
-    else:
-        fix = "Remove the pictures from one of the two splits; train can spare them best."
-    texts = (
-        f"{'; '.join(parts)} ({exact:,} exactly the same, {total - exact:,} nearly)",
-        "What was seen in training is no test: the result will look better than it is.", fix,
-    )  # fmt: skip
-    yield from _problem(record, "leak", "error", texts, total, found)
+        splits, digests = record.split_of[group], record.prints.digests[group]
+        first = splits == splits.min()
+        if first.all():
+            continue
+        found.append(group)
+        exact += int(np.isin(digests[~first], digests[first]).sum())
+        for row, split in zip(group[~first], splits[~first], strict=True):
+            leaked.setdefault(names[split], []).append(record.member(int(row))["id"])
+            counts[int(split), int(splits.min())] = counts.get((int(split), int(splits.min())), 0) + 1
+    parts = []
+    for (later, earlier), count in sorted(counts.items()):
+        total = int((record.has(SEEN) & (record.split_of == later)).sum())
+        pictures = counted(total, f"{names[later]} picture")
+        parts.append(f"{count:,} of {pictures} {'is' if count == 1 else 'are'} also in {names[earlier]}")
+    sampled = f", among the {record.seen:,} of {len(record):,} that were read" if record.seen < len(record) else ""
+    count = sum(counts.values())
+    texts = Texts(
+        f"{', '.join(parts)} ({exact:,} exactly the same, {count - exact:,} nearly{sampled})",
+        "What was seen in training is no test: the result looks better than it is.",
+        _way_out(record, {names[later] for later, _ in counts}),
+    )
+    for problem in _problem(record, "leak", "error", texts, count, found):
+        yield replace(problem, leaked=leaked)
 
 
-def _of_split(record: Record, count: int, name: str) -> str:
-    rows = record.split_of == list(record.splits).index(name)
-    total = int((rows & record.has(SEEN)).sum())
-    read = " that were read" if total < rows.sum() else ""
-    return f"{count:,} of {pictures(total, f'{name} picture')}{read} {'is' if count == 1 else 'are'}"
+def _way_out(record: Record, leaking: set[str]) -> str:
+    if any(record.source.origin.get(name) != "given" for name in leaking):  # Vitrail itself divided them
+        name = shlex.quote(record.source.name)
+        return f"Keep copies together: vitrail data split {name} --out split.csv, then vitrail train split.csv"
+    if any(split.read_file is None for split in record.splits.values()):
+        return "The splits are the set's own; say beside every result that these pictures are in both."
+    return "Remove the pictures from one of the two splits; train can spare them best."
 
 
 def _conflicts(record: Record, groups: Groups) -> Iterator[Problem]:
-    """The same picture under different labels."""
-    found = [group for group in groups if len(np.unique(record.label_of[group])) > 1]
-    exact = 0
-    for group in found:
-        digests, place = np.unique(record.prints.digests[group], return_inverse=True)
-        labels = [np.unique(record.label_of[group[place == number]]) for number in range(len(digests))]
-        exact += any(len(several) > 1 for several in labels)
-    texts = (
-        f"{pictures(len(found))} {_stand(len(found))} under more than one label"
-        f" ({exact:,} exactly the same, {len(found) - exact:,} nearly){_sampled(record)}",
-        "At least one of the labels is wrong or the classes overlap; the model cannot learn both.",
-        f"Look at each group and keep the right label: vitrail data check {_data(record)} --out check.html",
+    """The same picture under several labels."""
+    found, exact = [], 0
+    for group in groups:
+        pairs = np.unique(np.stack([record.prints.digests[group], record.label_of[group].astype(np.uint64)]), axis=1)
+        if len(np.unique(pairs[1])) > 1:
+            found.append(group)
+            exact += len(np.unique(pairs[0])) < pairs.shape[1]
+    sampled = f", among the {record.seen:,} of {len(record):,} that were read" if record.seen < len(record) else ""
+    texts = Texts(
+        f"{counted(len(found), 'picture has', 'pictures have')} copies under another label ({exact:,} exactly the same, "
+        f"{len(found) - exact:,} nearly{sampled})",
+        "One of the labels is wrong, or the classes overlap; both cannot be learned.",
+        f"Look at them and keep the right label: {_see(record)}",
     )
     yield from _problem(record, "label-conflict", "error", texts, len(found), found)
 
 
-def _stand(count: int) -> str:
-    return "stands" if count == 1 else "stand"
-
-
-def _sampled(record: Record) -> str:
-    return f", among the {record.seen:,} that were read (of {len(record):,})" if record.seen < len(record) else ""
-
-
 def _copies(record: Record, groups: Groups) -> Iterator[Problem]:
-    """Copies within a split, under one label."""
-    exact, near, exact_count, near_count = [], [], 0, 0
+    """Copies within a split and under one label."""
+    exact, near = [], []
     for group in groups:
         keys = record.split_of[group].astype(np.int64) * len(record.labels) + record.label_of[group]
-        for key in np.unique(keys):
-            rows = group[keys == key]
-            digests, first, place = np.unique(record.prints.digests[rows], return_index=True, return_inverse=True)
-            for number in range(len(digests)):
-                if (place == number).sum() > 1:
-                    exact.append(rows[place == number])
-            exact_count += len(rows) - len(digests)
-            if len(digests) > 1:
-                near.append(rows[np.sort(first)])
-                near_count += len(digests) - 1
-    why = "Copies count several times in training and in every result."
-    fix = f"Keep one of each; vitrail data check {_data(record)} --out check.html shows them."
-    texts = f"{_of(record, exact_count)} an exact copy of another one in the same split", why, fix
-    yield from _problem(record, "exact-duplicates", "warning", texts, exact_count, exact)
-    texts = f"{_of(record, near_count)} nearly the same as another one in the same split", (
-        "Saved again, resized, lighter or darker, mirrored or cropped, they add little and count several times."
-    ), fix  # fmt: skip
-    yield from _problem(record, "near-duplicates", "note", texts, near_count, near)
+        for rows in (group[keys == key] for key in np.unique(keys)):
+            digests = record.prints.digests[rows]
+            different, first, number = np.unique(digests, return_index=True, return_inverse=True)
+            exact += [rows[number == which] for which in range(len(different)) if (number == which).sum() > 1]
+            near += [rows[np.sort(first)]] if len(different) > 1 else []
+    fix = f"Keep one of each; this shows them: {_see(record)}"
+    for kind, severity, found, what, why in (
+        ("exact-duplicates", "warning", exact, "exact copies of another one in their split",
+         "They count several times, in training and in every result."),
+        ("near-duplicates", "note", near, "nearly the same as another one in their split",
+         "Saved again, resized, lighter, darker, mirrored or cropped, they teach little and count several times."),
+    ):  # fmt: skip
+        count = sum(len(rows) - 1 for rows in found)
+        texts = Texts(f"{_are(record, count)} {what}", why, fix)
+        yield from _problem(record, kind, severity, texts, count, found)  # type: ignore[arg-type]
 
 
-def _classes(record: Record) -> Iterator[Problem]:
-    """Classes that are missing from a split, too small, or too unequal."""
-    classes, counts = record.source.classes, record.class_counts()
-    gaps = [(name, index) for name, count in counts.items() for index in np.flatnonzero(count == 0)]
-    parts = []
-    for name in counts:
-        if lacking := [classes[index] for split, index in gaps if split == name]:
-            parts.append(f"{name} has no picture of {listed(lacking)}")
-    texts = (
-        "; ".join(parts), "How well these classes are recognised cannot be measured, or not be learned.",
-        "Add pictures of these classes, or move some from another split.",
-    )  # fmt: skip
-    everywhere = {index: [row for name in counts for row in record.rows_of_class(name, index, 20)] for _, index in gaps}
-    yield from _problem(record, "missing-class", "error", texts, len(gaps), everywhere.values())
-
-    train = counts["train"]
-    few = [int(index) for index in np.argsort(train, kind="stable") if 0 < train[index] < FEW_IMAGES]
-    named = listed(f"{shown(classes[index])} {train[index]}" for index in few)
-    texts = (
-        f"{pictures(len(few), 'class').replace('classs', 'classes')} {'has' if len(few) == 1 else 'have'}"
-        f" fewer than {FEW_IMAGES} training pictures: {named}",
-        "So few are learned by heart rather than understood.",
-        "Add pictures, join classes, or start from weights: vitrail train --weights",
+def _unreadable(record: Record) -> Iterator[Problem]:
+    rows = sorted(record.errors)
+    codes = [record.errors[row].code for row in rows]
+    kinds = ", ".join(f"{codes.count(code):,} {_UNREADABLE.get(code, code)}" for code in sorted(set(codes)))
+    many = len(rows) > MAX_BAD_SHARE * record.seen
+    first = f" The first: {shown(record.errors[rows[0]].what, 120)}" if rows else ""
+    texts = Texts(
+        f"{_are(record, len(rows))} not readable: {kinds}",
+        ("Training stops at so many." if many else "Training skips them.") + first,
+        "Copy them again, or remove them.",
     )
-    examples = (record.rows_of_class("train", index, MOST_MEMBERS) for index in few)
-    yield from _problem(record, "few-images", "warning", texts, len(few), examples)
+    yield from _problem(record, "unreadable", "error" if many else "warning", texts, len(rows), ([row] for row in rows))
 
-    present = np.flatnonzero(train)
-    most, least = int(present[train[present].argmax()]), int(present[train[present].argmin()])
-    if train[most] > MOST_IMBALANCE * train[least]:
-        texts = (
-            f"{shown(classes[most])} has {train[most] / train[least]:.0f} times as many training pictures as"
-            f" {shown(classes[least])} ({train[most]:,} against {train[least]:,})",
-            "A model can neglect the small classes and still look good on average.",
-            "Add pictures of the small classes, and read the result class by class.",
-        )
-        small = np.flatnonzero((train > 0) & (train * MOST_IMBALANCE < train[most]))
-        examples = (record.rows_of_class("train", index, MOST_MEMBERS) for index in small[np.argsort(train[small])])
-        yield from _problem(record, "imbalance", "warning", texts, len(small), examples)
+
+def _missing(record: Record) -> Iterator[Problem]:
+    """Classes that a split has no picture of."""
+    classes, counts = record.source.classes, record.class_counts()
+    gaps = {name: np.flatnonzero(count == 0) for name, count in counts.items() if (count == 0).any()}
+    texts = Texts(
+        "; ".join(
+            f"{name} has no picture of {listed([shown(classes[index]) for index in lacking])}"
+            for name, lacking in gaps.items()
+        ),
+        "What a split lacks is not learned from train, or not measured in val and test.",
+        "Add pictures of these classes, or move some there from another split.",
+    )
+    lacking = np.unique(np.concatenate([*gaps.values(), []])).astype(np.int64)
+    examples = (
+        [row for name in counts for row in record.rows_of_class(name, int(index), MOST_MEMBERS)] for index in lacking
+    )
+    yield from _problem(record, "missing-class", "error", texts, len(lacking), examples)
+
+
+def _small_classes(record: Record) -> Iterator[Problem]:
+    """Classes with few training pictures, and with far fewer than others."""
+    classes, train = record.source.classes, record.class_counts()["train"]
+    order = np.argsort(train, kind="stable")
+    order = order[train[order] > 0]
+    few = order[train[order] < FEW_IMAGES]
+    texts = Texts(
+        f"{counted(len(few), 'class has', 'classes have')} fewer than {FEW_IMAGES} training pictures: "
+        + listed([f"{shown(classes[index])} {train[index]}" for index in few]),
+        "So few are learned by heart.",
+        "Add pictures or join classes; weights that have seen other pictures help: vitrail train DATA --weights FILE",
+    )
+    yield from _problem(record, "few-images", "warning", texts, len(few), _examples(record, few))
+    if not len(order):
+        return
+    least, most = order[0], order[-1]
+    far = order[train[order] * MOST_IMBALANCE < train[most]]
+    texts = Texts(
+        f"{shown(classes[most])} has {train[most] / train[least]:.0f} times as many training pictures as "
+        f"{shown(classes[least])} ({train[most]:,} and {train[least]:,})",
+        "A model can neglect the small classes and still look good on average.",
+        "Add pictures of the small classes, and read the results class by class.",
+    )
+    yield from _problem(record, "imbalance", "warning", texts, len(far), _examples(record, far))
+
+
+def _examples(record: Record, classes: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    return (record.rows_of_class("train", int(index), MOST_MEMBERS) for index in classes)
 
 
 def _appearance(record: Record) -> Iterator[Problem]:
@@ -251,52 +257,33 @@ def _appearance(record: Record) -> Iterator[Problem]:
     rows = record.readable
     widths, heights = record.sizes[rows].astype(np.int64).T
     shorter, longer = np.minimum(widths, heights), np.maximum(widths, heights)
-    grey, blank = record.has(GREY)[rows], record.has(BLANK)[rows]
-    usual = np.median(shorter) if len(rows) else 0
-    greys, colours = grey & ~blank, ~grey & ~blank
-
-    def say(kind: str, severity: Literal["warning", "note"], mask: NDArray[np.bool_], *texts: str) -> Iterator[Problem]:
+    usual = float(np.median(shorter)) if len(rows) else 0.0
+    blank = record.has(BLANK)[rows]
+    grey, colour = record.has(GREY)[rows] & ~blank, ~record.has(GREY)[rows] & ~blank
+    odd, kind, word = (grey, "grey-among-colour", "grey") if grey.sum() <= colour.sum() else (
+        colour, "colour-among-grey", "in colour")  # fmt: skip
+    odd = odd & grey.any() & colour.any()
+    statements: list[tuple[str, Severity, NDArray[np.bool_], str, str, str]] = [
+        ("blank", "warning", blank, "of one colour only", "There is nothing to learn from them.", "Remove them."),
+        (kind, "warning" if odd.sum() < RARE * len(rows) else "note", odd, f"{word}, and the others are not",
+         "Where one class has more of them, a model may learn the colour instead of the thing.",
+         "See that every class has some, or make all pictures alike."),
+        ("tiny", "warning", (shorter < TINY_SIDE) & (usual >= 4 * TINY_SIDE),
+         f"less than {TINY_SIDE} pixels wide or high, where {usual:.0f} are usual",
+         "Enlarged to the size of the others they show next to nothing.", "Replace or remove them."),
+        ("huge", "note", widths * heights > HUGE_PIXELS, f"larger than {HUGE_PIXELS // 1_000_000} megapixels",
+         "They are slow to read, and a model looks at a few hundred pixels a side.",
+         "Make them smaller once, e.g. with ImageMagick: mogrify -resize 1024x1024 FILE"),
+        ("extreme-aspect", "note", longer > MOST_ASPECT * shorter, f"more than {MOST_ASPECT} times as long as wide",
+         "Resized to a model's input, what they show is squeezed beyond recognition.", "Cut them, or remove them."),
+        ("transparent", "note", record.has(TRANSPARENT)[rows], "partly transparent",
+         "They are laid on white, where white things disappear.",
+         "Where white is wrong, lay them on another colour and save them without transparency."),
+        ("rotated", "note", record.has(TURNED)[rows], "stored turned or mirrored, with an EXIF tag that says so",
+         "Vitrail turns them upright; a program that ignores the tag sees something else.",
+         "Nothing for Vitrail; for other programs, with ImageMagick: mogrify -auto-orient FILE"),
+    ]  # fmt: skip
+    for kind, severity, mask, what, why, fix in statements:
         count = int(mask.sum())
-        texts = (f"{_of(record, count)} {texts[0]}", *texts[1:])
+        texts = Texts(f"{_are(record, count)} {what}", why, fix)
         yield from _problem(record, kind, severity, texts, count, ([row] for row in rows[mask]))
-
-    yield from say(
-        "blank", "warning", blank, "of one colour only", "There is nothing to learn from them.", "Remove them.",
-    )  # fmt: skip
-    rare = "warning" if min(greys.sum(), colours.sum()) < 0.05 * len(rows) else "note"
-    kinds = (
-        ("grey-among-colour", greys, "grey")
-        if greys.sum() <= colours.sum()
-        else ("colour-among-grey", colours, "in colour")
-    )
-    if greys.any() and colours.any():
-        yield from say(
-            kinds[0], rare, kinds[1], f"{kinds[2]}, the others are not",
-            "Where one class has more of them, the model may learn the colour instead of the thing.",
-            "See that every class has some, or make all pictures alike.",
-        )  # fmt: skip
-    yield from say(
-        "tiny", "warning", (shorter < TINY_SIDE) & (usual >= 4 * TINY_SIDE),
-        f"less than {TINY_SIDE} pixels wide or high (the median is {usual:.0f})",
-        "Enlarged to the size of the others they show next to nothing.", "Replace or remove them.",
-    )  # fmt: skip
-    yield from say(
-        "huge", "note", widths * heights > HUGE_PIXELS, f"larger than {HUGE_PIXELS // 1_000_000} megapixels",
-        "Decoding them takes most of the time, and training looks at a few hundred pixels a side.",
-        "Make them smaller once: mogrify -resize 1024x1024 FILE",
-    )  # fmt: skip
-    yield from say(
-        "extreme-aspect", "note", longer > MOST_ASPECT * shorter, f"more than {MOST_ASPECT} times as long as wide",
-        "Resized to the model's size, their contents are squeezed beyond recognition.",
-        "Cut them into pieces, or remove them.",
-    )  # fmt: skip
-    yield from say(
-        "transparent", "note", record.has(TRANSPARENT)[rows], "partly transparent",
-        "Vitrail lays them on white; where that is the colour of the thing, it disappears.",
-        "Where white is wrong, lay them on another colour and save them without transparency.",
-    )  # fmt: skip
-    yield from say(
-        "rotated", "note", record.has(TURNED)[rows], "stored turned or mirrored (EXIF orientation)",
-        "Vitrail turns them upright; programs that do not will see something else.",
-        "Nothing for Vitrail; for other programs: mogrify -auto-orient FILE",
-    )  # fmt: skip

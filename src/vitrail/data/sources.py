@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vitrail.data import fashion
 from vitrail.data.tables import Row, read_csv, rows_of_folder
 from vitrail.errors import DataError, nearest
-from vitrail.images import FileFacts, Picture, read_file, read_picture
+from vitrail.images import FileFacts, Picture, measure_file, read_file, read_picture
 
 BUILT_IN = ("fashion-mini", "fashion-mnist")
 
@@ -29,12 +29,14 @@ class Dataset:
         targets: one row per sample and one column per class: 1 where the class is true.
         read: index and number of channels to a picture; raises DataError where it cannot.
         read_file: the same, with what the file says; None where pictures come from no files.
+        measure: index to height, width and bytes a pixel, from the file's header alone; None as above.
     """
 
     ids: tuple[str, ...]
     targets: NDArray[np.float32]
     read: Callable[[int, int], Picture]
     read_file: Callable[[int, int], tuple[Picture, FileFacts]] | None = None
+    measure: Callable[[int], tuple[int, int, int]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -45,12 +47,13 @@ class Dataset:
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
         chosen = np.asarray(indices, dtype=np.int64)
-        read, read_file = self.read, self.read_file
+        read, read_file, measure = self.read, self.read_file, self.measure
         return Dataset(
             tuple(self.ids[index] for index in chosen),
             self.targets[chosen],
             lambda i, channels: read(int(chosen[i]), channels),
             read_file and (lambda i, channels: read_file(int(chosen[i]), channels)),
+            measure and (lambda i: measure(int(chosen[i]))),
         )
 
 
@@ -102,15 +105,22 @@ def open_source(text: str, seed: int = 0) -> Source:
         name, _, folder = text.partition(":")
         arrays = fashion.mini() if name == "fashion-mini" else fashion.full(Path(folder) if folder else None)
         return with_held_out(_from_arrays(text, fashion.CLASSES, arrays), seed)
-    path = Path(text)
+    return with_held_out(from_rows(text, rows_of(text)), seed)
+
+
+def rows_of(text: str) -> list[Row]:
+    """What a folder or a .csv file lists.
+
+    Raises:
+        DataError: VT011, there is neither; VT012 to VT018, it cannot be used.
+    """
     if not (os.path.isfile(text) or os.path.isdir(text)):
         problem = "is neither a folder nor a file" if os.path.exists(text) else "does not exist"
         raise DataError(
             "VT011", f"{text} {problem}", "a folder of images, a .csv file, or " + " or ".join(BUILT_IN),
             nearest(text, BUILT_IN),
         )  # fmt: skip
-    rows = read_csv(path) if path.is_file() else rows_of_folder(path)
-    return with_held_out(from_rows(text, rows), seed)
+    return read_csv(Path(text)) if os.path.isfile(text) else rows_of_folder(Path(text))
 
 
 def from_rows(name: str, rows: Sequence[Row], multi_label: bool | None = None) -> Source:
@@ -201,6 +211,7 @@ def _of_files(rows: Sequence[Row], position: Mapping[str, int]) -> Dataset:
         tuple(row.id for row in rows), targets,
         lambda index, channels: read_picture(paths[index], channels),
         lambda index, channels: read_file(paths[index], channels),
+        lambda index: measure_file(paths[index]),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.loading import read
 from vitrail.errors import DataError, VitrailError
 from vitrail.images import SUFFIXES, Picture, picture_of
-from vitrail.model.vit import ViT
 from vitrail.preprocessing import Preprocessing
 
 Source = str | os.PathLike[str] | bytes | Picture
@@ -49,7 +49,8 @@ class Classifier:
         self.device = torch.device(device)
 
     @cached_property
-    def module(self) -> ViT:
+    def module(self) -> Any:
+        """The Backbone: a ViT, a ResNet."""
         return self.checkpoint.build().to(self.device)
 
     @property
@@ -123,7 +124,7 @@ class Classifier:
 
 
 def load(path: str | os.PathLike[str], image_size: tuple[int, int] | None = None, device: str = "cpu") -> Classifier:
-    """Loads a run folder, a model folder or an official .npz; see `vitrail.checkpoints.loading.read`."""
+    """Loads a run folder, a model folder or an .npz of Google's; see `vitrail.checkpoints.loading.read`."""
     return Classifier(read(path, image_size), device)
 
 

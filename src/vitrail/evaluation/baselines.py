@@ -14,8 +14,8 @@ from vitrail.statistics import wilson_interval
 
 CHOICES = (1, 3, 5, 10)
 SIDE = 32  # larger pictures are reduced to this side first
-# Distances are computed for so many queries and references at a time: 4 MB, and 8 MB for their order.
-_QUERIES, _REFERENCES = 512, 2048
+# Distances are computed for so many queries and references at a time, of so many pixels: some 30 MB in all.
+_QUERIES, _REFERENCES, _PIXELS = 512, 2048, 2**21
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,14 @@ def right_of(found: NDArray[np.int64], labels: NDArray[np.float32], targets: NDA
 def neighbours(reference: NDArray[np.uint8], queries: NDArray[np.uint8], k: int) -> NDArray[np.int64]:
     """Indices of the k nearest rows of `reference` by Euclidean distance, nearest first; queries k."""
     k = min(k, len(reference))
+    rows = min(_REFERENCES, max(1, _PIXELS // reference.shape[1]))
     found = np.empty((len(queries), k), dtype=np.int64)
     for start in range(0, len(queries), _QUERIES):
         chunk = queries[start : start + _QUERIES].astype(np.float32)
         # The nearest of each part, and of those the nearest: memory does not grow with the number of references.
         places, distances = [], []
-        for at in range(0, len(reference), _REFERENCES):
-            part = reference[at : at + _REFERENCES].astype(np.float32)
+        for at in range(0, len(reference), rows):
+            part = reference[at : at + rows].astype(np.float32)
             # |q|^2 is the same for every reference and does not change the order.
             far = chunk @ part.T
             far *= -2

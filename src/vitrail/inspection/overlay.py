@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -20,10 +21,12 @@ _FADED = 0.8  # how far what the model does not see goes to white
 
 @cache
 def colours() -> UInt8[np.ndarray, "256 3"]:
-    """Matplotlib's viridis: even steps look even, also without colour vision and in grey."""
-    from matplotlib import colormaps
+    """Viridis (van der Walt and Smith, CC0): even steps look even, also without colour vision and in grey.
 
-    return (colormaps["viridis"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+    Read from a file: importing Matplotlib for it would take longer than drawing, and write folders in the user's home.
+    """
+    table = Path(__file__).with_name("viridis.rgb").read_bytes()
+    return np.frombuffer(table, dtype=np.uint8).reshape(256, 3)
 
 
 def overlay(

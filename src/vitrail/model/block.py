@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitrail.model.mixers import Attention, Mixer
 from vitrail.model.positions import PositionModule
 from vitrail.model.tokenizers import Context, Tokens
+from vitrail.model.work import Work
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class Block:
 
     def build(self, context: Context) -> EncoderBlock:
         return EncoderBlock(self, context)
+
+    def work(self, context: Context) -> Work:
+        """What one layer costs for one image."""
+        tokens, dim, hidden = context.tokens, context.dim, context.hidden
+        # Kept: both norms' inputs and outputs, and the hidden values before and after GELU.
+        return self.mixer.work(context) + Work(2 * tokens * dim * hidden, tokens * (4 * dim + 2 * hidden))
 
 
 class EncoderBlock(nn.Module):

@@ -1,22 +1,23 @@
-"""How tokens exchange information: multi-head self-attention."""
+"""How tokens exchange information: multi-head self-attention, or the Mixer's MLP along the sequence."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError
+from vitrail.model.initialisation import lecun_normal_
+from vitrail.model.positions import OnGrid, PositionModule, resample
 from vitrail.model.tokenizers import Context, Tokens
-
-if TYPE_CHECKING:
-    from vitrail.model.positions import PositionModule
+from vitrail.model.work import Work
 
 
 class Mixer(ABC):
@@ -25,6 +26,10 @@ class Mixer(ABC):
     @abstractmethod
     def build(self, context: Context) -> nn.Module:
         """A module from (Tokens, position) to new values of the same shape."""
+
+    @abstractmethod
+    def work(self, context: Context) -> Work:
+        """What one layer costs for one image."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,32 @@ class Attention(Mixer):
 
     def build(self, context: Context) -> nn.Module:
         return MultiHeadAttention(context, bias=self.bias)
+
+    def work(self, context: Context) -> Work:
+        tokens, dim = context.tokens, context.dim
+        return Work(4 * tokens * dim**2 + 2 * tokens**2 * dim, 4 * tokens * dim)  # kept: q, k, v and the mixture
+
+
+@dataclass(frozen=True)
+class TokenMLP(Mixer):
+    """A dense layer along the sequence, GELU and another one, the same for every channel (MLP-Mixer, arXiv 2105.01601).
+
+    It knows a token by its place, so positions are not needed. The layers belong to one grid; on another one they are
+    resampled as positions are, and what is summed over more patches weighs less. No official code does that.
+    """
+
+    hidden: int = 384
+    gelu: Literal["tanh", "erf"] = "tanh"
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1:
+            raise UsageError("VT003", f"{self}", "one hidden unit or more")
+
+    def build(self, context: Context) -> nn.Module:
+        return TokenPerceptron(self, context)
+
+    def work(self, context: Context) -> Work:
+        return Work(2 * context.tokens * self.hidden * context.dim, 2 * self.hidden * context.dim)
 
 
 @dataclass(frozen=True)
@@ -134,6 +165,52 @@ class MultiHeadAttention(nn.Module):
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
 
 
+class TokenPerceptron(OnGrid):
+    """`expand` and `contract` know every token of the sequence: prefix first, then the patches of `grid`."""
+
+    def __init__(self, config: TokenMLP, context: Context) -> None:
+        super().__init__()
+        self.approximate = {"tanh": "tanh", "erf": "none"}[config.gelu]
+        self.prefix, self.grid = context.class_tokens + context.registers, context.grid
+        self.expand = nn.Linear(context.tokens, config.hidden)
+        self.contract = nn.Linear(config.hidden, context.tokens)
+        for linear in (self.expand, self.contract):
+            lecun_normal_(linear.weight, linear.in_features)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, tokens: Tokens, position: PositionModule | None = None) -> Float[Tensor, "batch tokens dim"]:
+        if tokens.kept is not None or tokens.sizes is not None or tokens.prefix != self.prefix:
+            raise UsageError(
+                "VT003", f"an MLP along the sequence met {tokens.values.shape[1]} of {tokens.grid} patches",
+                f"every patch by itself, and {self.prefix} tokens before them", "drop or merge no tokens in this model",
+            )  # fmt: skip
+        expand, contract, bias = self._on(tokens.grid)
+        hidden = F.linear(rearrange(tokens.values, "b n d -> b d n"), expand, self.expand.bias)
+        mixed = F.linear(F.gelu(hidden, approximate=self.approximate), contract, bias)
+        return rearrange(mixed, "b d n -> b n d")
+
+    def at(self, grid: tuple[int, int]) -> None:
+        with torch.no_grad():
+            expand, contract, bias = (array.clone() for array in self._on(grid))
+        self.expand.weight, self.contract.weight = nn.Parameter(expand), nn.Parameter(contract)
+        self.contract.bias = nn.Parameter(bias)
+        self.grid, self.expand.in_features, self.contract.out_features = grid, expand.shape[1], len(contract)
+
+    def _on(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of `expand`, weights and bias of `contract` for a grid."""
+        expand, contract, bias = self.expand.weight, self.contract.weight, self.contract.bias
+        if grid == self.grid:
+            return expand, contract, bias
+        share = self.grid[0] * self.grid[1] / (grid[0] * grid[1])
+        read = self._resampled(expand.T, grid, share).T
+        return read, self._resampled(contract, grid), self._resampled(bias[:, None], grid)[:, 0]
+
+    def _resampled(
+        self, rows: Float[Tensor, "tokens width"], grid: tuple[int, int], share: float = 1.0
+    ) -> Float[Tensor, "new_tokens width"]:
+        return torch.cat([rows[: self.prefix], share * resample(rows[self.prefix :], self.grid, grid)])
+
+
 def _weights(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Float[Tensor, "batch heads queries tokens"]:
     """softmax(q k / sqrt(head_dim) + bias), paper eq. 6. The queries are scaled, because the scores are far larger."""
     scores = queries * queries.shape[-1] ** -0.5 @ keys.transpose(-2, -1)
@@ -151,4 +228,4 @@ def _check_queries(queries: tuple[int, ...] | None, count: int) -> None:
             )
 
 
-MIXERS: dict[str, type[Mixer]] = {"attention": Attention}
+MIXERS: dict[str, type[Mixer]] = {"attention": Attention, "token-mlp": TokenMLP}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitrail.model.block import MLP, Norm
 from vitrail.model.mixers import MultiHeadAttention
 from vitrail.model.tokenizers import Context, Tokens
+from vitrail.model.work import Work
 
 
 class Pool(ABC):
@@ -25,6 +26,10 @@ class Pool(ABC):
     def build(self, context: Context, norm: Norm) -> PoolModule:
         """A module that prepends its tokens and, after the blocks, norms and pools."""
 
+    @abstractmethod
+    def work(self, context: Context) -> Work:
+        """What it costs for one image."""
+
 
 @dataclass(frozen=True)
 class ClassToken(Pool):
@@ -35,6 +40,9 @@ class ClassToken(Pool):
 
     def build(self, context: Context, norm: Norm) -> PoolModule:
         return TokenPool(context, norm, self.registers)
+
+    def work(self, context: Context) -> Work:
+        return Work()
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ class GlobalAverage(Pool):
     def build(self, context: Context, norm: Norm) -> PoolModule:
         return AveragePool(context, norm, self.registers)
 
+    def work(self, context: Context) -> Work:
+        return Work()
+
 
 @dataclass(frozen=True)
 class AttentionPool(Pool):
@@ -57,6 +68,10 @@ class AttentionPool(Pool):
 
     def build(self, context: Context, norm: Norm) -> PoolModule:
         return ProbePool(context, norm, self.registers)
+
+    def work(self, context: Context) -> Work:
+        tokens, dim = context.tokens, context.dim
+        return Work(2 * tokens * dim**2 + 2 * dim**2 + 2 * tokens * dim + 2 * dim * context.hidden)
 
 
 class PoolModule(nn.Module, ABC):

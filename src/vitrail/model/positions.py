@@ -19,6 +19,9 @@ from vitrail.model.tokenizers import Context, Tokens
 Grid = tuple[int, int]
 Injection = Literal["stem", "every-layer", "shared"]
 """Once after the stem; at the start of each layer, each with its own table; the same table at each layer."""
+Interpolation = Literal["aligned", "antialiased"]
+"""Bilinear between a table's rows: its corners stay at the corners (official code); or as a picture is resized, between
+the centres of its places and averaged where it shrinks (FlexiViT's code, jax.image.resize)."""
 
 
 class OnGrid(nn.Module, ABC):
@@ -67,10 +70,15 @@ class Learned1D(Position):
 
     inject: Injection = "stem"
     class_position: bool = True
+    interpolation: Interpolation = "aligned"
 
     def build(self, context: Context) -> PositionModule:
         prefix = context.class_tokens if self.class_position else 0
-        return Added(self.inject, context.depth, lambda: LearnedTable(prefix, context.grid, context.dim))
+
+        def table() -> Table:
+            return LearnedTable(prefix, context.grid, context.dim, self.interpolation)
+
+        return Added(self.inject, context.depth, table)
 
 
 @dataclass(frozen=True)
@@ -161,15 +169,15 @@ class Added(PositionModule):
 class LearnedTable(Table):
     """One row per patch of a known grid; any other grid is resampled."""
 
-    def __init__(self, prefix: int, grid: Grid, dim: int) -> None:
+    def __init__(self, prefix: int, grid: Grid, dim: int, interpolation: Interpolation) -> None:
         super().__init__()
-        self.prefix, self.grid = prefix, grid
+        self.prefix, self.grid, self.interpolation = prefix, grid, interpolation
         self.rows = nn.Parameter(torch.randn(prefix + grid[0] * grid[1], dim) * 0.02)
 
     def forward(self, grid: Grid) -> Float[Tensor, "positions dim"]:
         if grid == self.grid:
             return self.rows
-        patches = resample(self.rows[self.prefix :], self.grid, grid)
+        patches = resample(self.rows[self.prefix :], self.grid, grid, self.interpolation)
         return torch.cat([self.rows[: self.prefix], patches])
 
     def at(self, grid: Grid) -> None:
@@ -262,13 +270,15 @@ class RelativeKeys(PositionModule):
                 self.keys[index] = nn.Parameter(rearrange(line, "o (h d) -> h o d", h=len(keys)).clone())
 
 
-def resample(rows: Float[Tensor, "positions dim"], old: Grid, new: Grid) -> Float[Tensor, "new_positions dim"]:
-    """A table in raster order on another grid: bilinear with aligned corners, no antialiasing.
+def resample(
+    rows: Float[Tensor, "positions dim"], old: Grid, new: Grid, interpolation: Interpolation = "aligned"
+) -> Float[Tensor, "new_positions dim"]:
+    """A table in raster order on another grid, differentiably.
 
-    This equals scipy.ndimage.zoom(order=1) of the official code to 6e-8, up and down, and is differentiable.
+    "aligned" equals scipy.ndimage.zoom(order=1) of the official code to 6e-8, up and down.
     """
-    grid = rearrange(rows, "(r k) d -> 1 d r k", r=old[0])
-    grid = F.interpolate(grid.float(), size=new, mode="bilinear", align_corners=True)
+    grid, aligned = rearrange(rows, "(r k) d -> 1 d r k", r=old[0]), interpolation == "aligned"
+    grid = F.interpolate(grid.float(), size=new, mode="bilinear", align_corners=aligned, antialias=not aligned)
     return rearrange(grid, "1 d r k -> (r k) d").to(rows.dtype)
 
 

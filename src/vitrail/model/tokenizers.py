@@ -83,6 +83,11 @@ class Tokenizer(ABC):
     def build(self, context: Context) -> nn.Module:
         """A module from images, batch channels height width, to Tokens."""
 
+    @property
+    @abstractmethod
+    def num_layers(self) -> int:
+        """Residual units before the tokens."""
+
     @abstractmethod
     def work(self, image_size: tuple[int, int], dim: int) -> Work:
         """What one image costs."""
@@ -104,6 +109,10 @@ class LinearPatches(Tokenizer):
 
     def build(self, context: Context) -> nn.Module:
         return PatchProjection(self, context.dim)
+
+    @property
+    def num_layers(self) -> int:
+        return 0
 
     def work(self, image_size: tuple[int, int], dim: int) -> Work:
         values = math.prod(image_size) * self.channels
@@ -141,6 +150,10 @@ class ConvolutionalStem(Tokenizer):
 
     def build(self, context: Context) -> nn.Module:
         return ConvolutionalProjection(self, context.dim)
+
+    @property
+    def num_layers(self) -> int:
+        return sum(self.trunk.stages)
 
     def work(self, image_size: tuple[int, int], dim: int) -> Work:
         rows, cols = (side // self.trunk.stride for side in image_size)
@@ -186,7 +199,7 @@ def check_channels(images: Float[Tensor, "batch channels height width"], channel
             "VT031",
             f"the images have {images.shape[1]} channels (shape {tuple(images.shape)})",
             f"batch, {channels} channels, height, width",
-            "convert the images, or build the model with tokenizer.channels set to theirs",
+            "convert the images, or build the model with its channels set to theirs",
         )
 
 

@@ -161,7 +161,9 @@ class TrunkModule(nn.Module):
             self.stages.append(units)
         self.last = last
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> list[Float[Tensor, "batch dim rows cols"]]:
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> list[Float[Tensor, "batch dim rows cols"]]:
         """One map per stage, fine to coarse; the root's where there are no stages."""
         maps = [self.root(images)]
         for stage in self.stages:

@@ -7,21 +7,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail import configuration
 from vitrail.errors import UsageError
+from vitrail.model.backbone import Backbone, BackboneConfig
+from vitrail.model.backbone import build as build
 from vitrail.model.block import Block, build_blocks
 from vitrail.model.capture import Capture
 from vitrail.model.heads import HEADS, Head, LinearHead
 from vitrail.model.mixers import MIXERS, Mixer
 from vitrail.model.pools import POOLS, ClassToken, Pool
-from vitrail.model.positions import POSITIONS, Learned1D, Position
+from vitrail.model.positions import POSITIONS, Learned1D, OnGrid, Position
 from vitrail.model.tokenizers import TOKENIZERS, Context, LinearPatches, Tokenizer, Tokens
+from vitrail.model.trunks import TRUNKS, Trunk
+from vitrail.model.work import Work
 
-AXES: configuration.Axes = {Tokenizer: TOKENIZERS, Position: POSITIONS, Mixer: MIXERS, Pool: POOLS, Head: HEADS}
+AXES: configuration.Axes = {
+    Tokenizer: TOKENIZERS, Trunk: TRUNKS, Position: POSITIONS, Mixer: MIXERS, Pool: POOLS, Head: HEADS
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(BackboneConfig["ViT"]):
     """A complete model; `image_size` is (height, width) and decides how many positions are learned."""
 
     size: Size = Size(768, 12, 12, 3072)
@@ -58,8 +63,39 @@ class ViTConfig:
     @property
     def context(self) -> Context:
         """What the parts of the model may know of it."""
+        size, pool = self.size, self.pool
+        return Context(size.dim, size.heads, size.hidden, size.depth, self.grid, pool.class_tokens, pool.registers)
+
+    @property
+    def channels(self) -> int:
+        return self.tokenizer.channels
+
+    @property
+    def dim(self) -> int:
+        return self.size.dim
+
+    @property
+    def num_layers(self) -> int:
+        return self.tokenizer.num_layers + self.size.depth
+
+    @property
+    def num_tokens(self) -> int:
+        return self.context.tokens
+
+    @property
+    def work(self) -> Work:
+        context = self.context
+        ends = Work(kept=2 * context.tokens * context.dim)  # the embedded tokens and the final norm's input
+        ends += self.pool.work(context) + self.head.work(context.dim)
+        return self.tokenizer.work(self.image_size, context.dim) + self.block.work(context) * context.depth + ends
+
+    def build(self) -> ViT:
+        return ViT(self)
+
+    def facts(self) -> dict[str, Any]:
         size = self.size
-        return Context(size.dim, size.heads, size.hidden, size.depth, self.grid, self.pool.class_tokens)
+        return {"hidden_size": size.dim, "num_hidden_layers": size.depth, "num_attention_heads": size.heads,
+                "intermediate_size": size.hidden}  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         return configuration.encode(self, AXES)
@@ -69,8 +105,10 @@ class ViTConfig:
         return configuration.decode(cls, dict(data), AXES)
 
 
-class ViT(nn.Module):
+class ViT(Backbone):
     """Images, normalised float32, to logits."""
+
+    config: ViTConfig
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -113,15 +151,7 @@ class ViT(nn.Module):
         config = replace(self.config, image_size=image_size)
         model = copy.deepcopy(self)
         model.config = config
-        model.position.at(config.grid)
+        for part in model.modules():
+            if isinstance(part, OnGrid):
+                part.at(config.grid)
         return model
-
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
-
-def build(config: ViTConfig, seed: int) -> ViT:
-    """A freshly initialised model; the same seed gives the same weights, and the caller's random state is untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ViT(config)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from vitrail.checkpoints.loading import read
 from vitrail.data.sources import Source
 from vitrail.data.transforms import Flip, RandomResizedCrop, Shift, Transform
+from vitrail.errors import VitrailError
 from vitrail.model.block import Block
 from vitrail.model.heads import LinearHead
 from vitrail.model.pools import GlobalAverage
@@ -92,6 +93,9 @@ def fine_tune(source: Source, weights: str, image_size: tuple[int, int] | None =
     vitrail train FOLDER --weights CHECKPOINT: the learning rate, 0.03 for a batch of 512, is scaled to the batch of 64.
     """
     checkpoint = read(weights, None)
+    if not isinstance(checkpoint.config, ViTConfig):
+        family = type(checkpoint.config).__name__.removesuffix("Config")
+        raise VitrailError("VT075", f"{weights} holds a {family}", "a ViT, a hybrid or a Mixer: others are not trained yet")
     size = image_size or checkpoint.config.image_size
     config = replace(checkpoint.config, image_size=size, head=LinearHead(len(source.classes)))
     seen = look(source.split("train"))

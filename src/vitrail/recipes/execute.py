@@ -18,6 +18,7 @@ from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.loading import read
 from vitrail.checkpoints.native import write_files
 from vitrail.data.batches import Pictures, StepBatches, readable
+from vitrail.data.check import Examiner
 from vitrail.data.sources import Source, open_source
 from vitrail.data.tables import csv_text
 from vitrail.deployment.classifier import Classifier
@@ -126,13 +127,15 @@ def train(
     with locked(folder), shortage_explained(run, usage) as stage:
         threads = None if overwrite else threads_of(folder, source, run)
         torch.set_num_threads(threads or machine.threads)
-        pictures = checked_pictures(source, run)
+        examiner = Examiner(source) if threads is None else None  # data.json is written once, when the run begins
+        pictures = checked_pictures(source, run, examiner)
         stage.what = "in training"
         trainer = trainer_of(run, source, pictures, machine, folder, quiet, usage)
         if overwrite:  # not before data and model have proved to be usable
             remove_run(folder)
-        if threads is None:
-            write_beginning(folder, _config(run, asked, machine), _data_facts(source, pictures), _split(source))
+        if examiner is not None:
+            data_facts = _data_facts(source, pictures, examiner)
+            write_beginning(folder, _config(run, asked, machine), data_facts, _split(source))
         _tell_skipped(pictures, trainer.progress, folder)
         with Tracking(machine.trackers, folder, trainer.progress.note) as trainer.tracking:
             try:
@@ -161,13 +164,26 @@ def default_folder(source: Source, run: Run) -> Path:
     return Path("runs") / f"{stem}-{date.today().isoformat()}"
 
 
-def checked_pictures(source: Source, run: Run) -> dict[str, Pictures]:
-    """The splits with their unreadable pictures left out; refuses where there are too many."""
+def checked_pictures(source: Source, run: Run, examiner: Examiner | None = None) -> dict[str, Pictures]:
+    """The splits with their unreadable pictures left out; refuses where there are too many.
+
+    Args:
+        examiner: is shown every picture as it is decoded, and may look at it again.
+    """
     own = {name: split for name, split in source.splits.items() if name != "test" or split is not source.splits["val"]}
-    threads = min(4, os.cpu_count() or 1)
-    checked = {name: Pictures(split, run.preprocessing).check(threads) for name, split in own.items()}
-    checked = readable(checked, run.data.max_bad_share)
-    return {name: checked[name if name in own else "val"] for name in source.splits}
+    checked = {
+        name: Pictures(split, run.preprocessing).check(reading_threads(), examiner.watching(name) if examiner else None)
+        for name, split in own.items()
+    }
+    good = readable(checked, run.data.max_bad_share)
+    if examiner is not None:
+        examiner.look = lambda split, index: checked[split][index]
+    return {name: good[name if name in own else "val"] for name in source.splits}
+
+
+def reading_threads() -> int:
+    """How many pictures are decoded at the same time."""
+    return min(4, os.cpu_count() or 1)
 
 
 def initial_model(run: Run, source: Source) -> ViT:
@@ -243,7 +259,7 @@ def _config(run: Run, asked: Asked, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _data_facts(source: Source, pictures: Mapping[str, Pictures]) -> dict[str, Any]:
+def _data_facts(source: Source, pictures: Mapping[str, Pictures], examiner: Examiner) -> dict[str, Any]:
     return {
         "source": source.name,
         "fingerprint": source.fingerprint,
@@ -252,6 +268,7 @@ def _data_facts(source: Source, pictures: Mapping[str, Pictures]) -> dict[str, A
         "counts": source.counts(),
         "origin": dict(source.origin),
         "bad_files": {name: split.passed_over for name, split in pictures.items() if split.passed_over},
+        "examination": examiner.examination().to_json(),
     }
 
 

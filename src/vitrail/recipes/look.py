@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,15 +52,22 @@ def look(dataset: Dataset) -> Look:
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLE, len(dataset))).astype(np.int64))
     pictures: list[Picture] = []
     sides, labels, problems = [], [], []
-    for index in chosen:
+
+    def read(index: int) -> tuple[int, Picture] | DataError:
         try:
-            picture = dataset.read(int(index), 3)
+            picture = dataset.read(index, 3)
         except DataError as error:
-            problems.append(error.what)
-            continue
-        sides.append(min(picture.shape[:2]))
-        labels.append(dataset.targets[index])
-        pictures.append(resized(picture, (_SIDE, _SIDE)))
+            return error
+        return min(picture.shape[:2]), resized(picture, (_SIDE, _SIDE))
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for index, found in zip(chosen, pool.map(read, chosen.tolist()), strict=True):
+            if isinstance(found, DataError):
+                problems.append(found.what)
+                continue
+            sides.append(found[0])
+            labels.append(dataset.targets[index])
+            pictures.append(found[1])
     if not pictures:
         listed = "\n  ".join(problems[:10])
         raise DataError("VT019", f"not one picture could be read:\n  {listed}", "pictures that Pillow can decode")

@@ -18,9 +18,6 @@ from vitrail.recipes.run import Run
 from vitrail.training.folder import refuse_foreign
 from vitrail.training.memory import Usage
 
-SECONDS = 8.5  # for all, where nothing is unusually slow; what the tries leave of it goes to the data
-DATA_SECONDS = 3.0
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -125,21 +122,9 @@ def plan(
         tried = Rehearsal(source, run, machine, folder, usage, opening, room.memory)
     needs = Needs(tried.seconds, tried.memory_bytes, tried.activation_bytes, tried.disk_bytes, tried.device_bytes)
     return Plan(
-        source, run, folder, state, tried, _examined(source, usage), room, needs,
+        source, run, folder, state, tried, tried.examination.to_json(), room, needs,
         () if needs.fit(room) else tuple(choices(run, needs, room)),
     )  # fmt: skip
-
-
-def _examined(source: Source, usage: Usage) -> dict[str, Any]:
-    """The data check, in the time that is left."""
-    try:
-        from vitrail.data.check import examine
-    except ImportError:  # being written
-        return {"seen": 0, "of": sum(map(len, source.splits.values())), "problems": []}
-
-    seconds = min(DATA_SECONDS, max(0.5, SECONDS - usage.seconds))
-    found = examine(source, seconds=seconds)
-    return found.to_json()
 
 
 def _baseline(found: Baseline) -> dict[str, Any]:

@@ -13,25 +13,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitrail.data.batches import Pictures, evaluation_size, kept_in_memory
+from vitrail.data.batches import Pictures, StepBatches, evaluation_size, kept_in_memory
+from vitrail.data.check import Examiner
 from vitrail.data.sources import Source
 from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import Outcome, outcome
 from vitrail.evaluation.baselines import SIDE, Baseline, nearest_pixels, pixels
 from vitrail.model.sizes import cost
-from vitrail.recipes.execute import Machine, checked_pictures, checkpoint_of, trainer_of
+from vitrail.recipes.execute import Machine, checked_pictures, checkpoint_of, reading_threads, trainer_of
 from vitrail.recipes.judge import TRAIN_SAMPLE
 from vitrail.recipes.room import STATES, in_memory
 from vitrail.recipes.run import Run
 from vitrail.recipes.show import Shown, gallery
+from vitrail.recipes.survey import Sample, Survey, Watch, own_splits
 from vitrail.report.page import run_page
 from vitrail.report.plots import drawn
 from vitrail.report.story import Story
 from vitrail.training.loop import LOG_EVERY, SAVE_SECONDS
 from vitrail.training.memory import Usage, peak_bytes, reset_peak, resident_bytes
 
-READ_SECONDS = 1.5
-STEP_SECONDS = 1.2  # a step that seems to take longer is tried with fewer layers, then with fewer images
+FIRST = 64  # pictures, which tell how long the others take
+READ_SECONDS, READ_UNTIL = 2.0, 4.0  # the pictures are opened and read by then, on a computer that does nothing else
+EXAMINED_SECONDS = 1.0
+STEP_SECONDS = 0.8  # a step that seems to take longer is tried with fewer layers, then with fewer images
 STEPS_SECONDS = 1.0
 EVALUATION_SECONDS = 0.7
 NEIGHBOUR_PRODUCTS = 2e10
@@ -93,13 +97,11 @@ class Rehearsal:
     ) -> None:
         torch.set_num_threads(machine.threads)
         self.source, self.run, self.machine, self.usage = source, run, machine, usage
-        self.probe = probe_of(run, room)
-        self.whole, self.tried = cost(run.model), cost(self.probe.model)
         self.missing = 0  # bytes that the run has in memory and the rehearsal has not
         self.device_bytes: int | None = None
         self.parts = [Part("opening", opening.seconds, opening.peak)]
         self.pictures = self._read()
-        self._prepare(folder)
+        self._prepare(folder, room)
         self._train()
         self._evaluate()
         self._judge(folder)
@@ -123,38 +125,52 @@ class Rehearsal:
     @property
     def counts(self) -> dict[str, int]:
         """Pictures of each split; of val alone where it stands for test too."""
-        return {name: len(split) for name, split in own_splits(self.source)}
+        return {name: len(split) for name, split in own_splits(self.source).items()}
 
     def _add(self, name: str, seconds: float, peak: int) -> None:
         self.parts.append(Part(name, seconds, peak + self.missing))
 
     def _read(self) -> dict[str, Pictures]:
-        """As many pictures as the time allows."""
+        """As many pictures as the time allows, and the data check of these."""
         source, run, total = self.source, self.run, sum(self.counts.values())
         lenient = replace(run, data=replace(run.data, max_bad_share=1.0))  # a few bad ones may be many of a sample
+        survey, before = Survey.of(source), resident_bytes() - self.usage.resident
         with measured(self.usage) as first:
-            checked_pictures(some(source, 64), lenient)
-        count = min(total, max(64, round(READ_SECONDS / first.seconds * 64)))
+            checked_pictures(Sample.of(source, FIRST).source, lenient)
+        seconds = min(READ_SECONDS, max(0.0, READ_UNTIL - self.usage.seconds))
+        count = min(total, max(FIRST, round(seconds / first.seconds * FIRST)))
+        sample, examiner = Sample.of(source, count), Examiner(source)
         with measured(self.usage) as reading:
-            pictures = checked_pictures(source, run) if count == total else checked_pictures(some(source, count), lenient)
-        self.pictures_read = 0
-        for name, of_run in self.counts.items():
-            split = pictures[name]
-            self.pictures_read += len(split.dataset) + len(split.passed_over)
-            held = sum(picture.nbytes for picture in split.cache if picture is not None)
-            if kept_in_memory(of_run, run.preprocessing):
-                bad = len(split.passed_over) / (len(split.dataset) + len(split.passed_over))
-                self.missing += round(held * (of_run * (1 - bad) / len(split.dataset) - 1))
+            if count == total:
+                pictures = checked_pictures(source, run, examiner)
             else:
+                pictures = checked_pictures(sample.source, lenient, Watch(examiner, sample))  # type: ignore[arg-type]
+            self.examination = examiner.examination(time.monotonic() + EXAMINED_SECONDS)
+        self.pictures_read = sum(map(len, sample.chosen.values()))
+        for name, of_run in self.counts.items():
+            split, kept = pictures[name], survey.kept(name, run.preprocessing)
+            held = sum(picture.nbytes for picture in split.cache if picture is not None)
+            if not kept_in_memory(of_run, run.preprocessing):
                 split.cache, self.missing = [], self.missing - held
-        self._add("reading", reading.seconds * total / self.pictures_read, reading.peak)
+            elif kept is not None:
+                self.missing += int(kept.sum()) - held
+            else:
+                self.missing += round(held * (of_run / len(split.dataset) - 1))
+        ratio = survey.work({name: np.arange(n) for name, n in self.counts.items()}) / survey.work(sample.chosen)
+        peak = reading.peak
+        if count < total:  # a large picture may come when many are kept already
+            peak = max(reading.after, before + survey.peak(run.preprocessing, reading_threads()) - self.missing)
+        self._add("reading", reading.seconds * ratio, peak)
         return pictures
 
-    def _prepare(self, folder: Path) -> None:
+    def _prepare(self, folder: Path, room: int | None) -> None:
         """The model, the optimizers and everything that the training hangs on."""
+        self.probe = probe_of(self.run, room)
+        self.whole, self.tried = cost(self.run.model), cost(self.probe.model)
         with measured(self.usage) as self.prepared:
             quick = EVALUATION_SECONDS * products_a_second("float32") / self.tried.flops
-            self.evaluated = max(1, min(evaluation_size(self.run.preprocessing), round(quick)))
+            self.together = min(self.counts["val"], evaluation_size(self.run.preprocessing))
+            self.evaluated = max(1, min(self.together, round(quick)))
             val = self.pictures["val"]
             val = val.subset(np.resize(np.arange(len(val.dataset)), self.evaluated))
             self.trainer = trainer_of(
@@ -166,6 +182,8 @@ class Rehearsal:
     def _train(self) -> None:
         """Real steps of the probe, the first two to warm up."""
         settings, workers = self.run.training, self.machine.workers
+        if self.probe is not self.run:
+            self._begin()
         times: list[float] = []
         start = time.perf_counter()
         with measured(self.usage) as training:
@@ -182,30 +200,42 @@ class Rehearsal:
         self.step_seconds = median(times[2:]) * images * self.whole.flops / self.tried.flops
         parameters = self.whole.parameters / self.tried.parameters
         buffers = _buffers(self.trainer.parts.optimizers)
-        state = buffers + 4 * self.tried.parameters  # and the gradient
+        state = 4 * self.tried.parameters + (buffers if self.probe is self.run else 0)  # the gradient and the buffers
         # A saved state has the model twice, the buffers, and a sum and a number of each training image.
         self.state_bytes = round((8 * self.tried.parameters + buffers) * parameters) + 12 * self.counts["train"]
         more = self.whole.activation_bytes * in_memory(self.run) / (self.tried.activation_bytes * in_memory(self.probe))
         held = max(0, training.peak - self.prepared.after - state)
-        grown = round(state * (parameters - 1) + held * (more - 1))
+        grown = round((4 * self.tried.parameters + buffers) * (parameters - 1) + held * (more - 1))
         self.activation_bytes = round(held * more)
         seconds = sum(times[:2]) + self.steps * self.step_seconds
         self._add("training", seconds, training.peak + grown)
         if self.machine.torch_device == "cuda":
             most = torch.cuda.max_memory_reserved()
-            self.device_bytes = round((8 * self.tried.parameters + state) * (parameters - 1) + most * more)
+            self.device_bytes = round((8 * self.tried.parameters + buffers) * (parameters - 1) + most * more)
         saves = settings.evaluations + seconds // SAVE_SECONDS
         self.saving = saves * (0.03 + self.state_bytes / SAVED_A_SECOND)
+
+    def _begin(self) -> None:
+        """A step of one image, for all that is loaded once; of what follows only the activations are multiplied."""
+        probe, parts = self.trainer.settings, self.trainer.parts
+        transforms, batches = parts.batches.transforms, parts.batches
+        self.trainer.settings = replace(probe, batch_size=1)
+        parts.batches = StepBatches(batches.pictures, transforms, probe.seed, 1)
+        with measured(self.usage) as self.prepared:
+            self.trainer.advance(parts.batches[0])
+        self.trainer.settings, parts.batches, self.trainer.step = probe, batches, 0
 
     def _evaluate(self) -> None:
         with measured(self.usage) as evaluating:
             self.trainer.parts.objective.eval()
             self.trainer.parts.evaluate()
         self.image_seconds = evaluating.seconds / self.evaluated * self.whole.flops / self.tried.flops
-        held = max(0, evaluating.peak - self.prepared.after)
-        more = evaluation_size(self.run.preprocessing) / self.evaluated - 1
+        peak = evaluating.peak
+        if self.evaluated < self.together:  # without a gradient about two layers' values are in memory at a time
+            layers = self.whole.activation_bytes * 2 // max(2, self.run.model.num_layers)
+            peak = max(peak, self.prepared.after + layers * self.together)
         seconds = self.run.training.evaluations * self.counts["val"] * self.image_seconds
-        self._add("evaluating", seconds, evaluating.peak + round(held * more))
+        self._add("evaluating", seconds, peak)
         self._add("saving", self.saving, 0)
 
     def _judge(self, folder: Path) -> None:
@@ -295,21 +325,6 @@ def products_a_second(precision: str) -> float:
         values @ values
         times.append(time.perf_counter() - start)
     return 512**3 / min(times)
-
-
-def own_splits(source: Source) -> list[tuple[str, Any]]:
-    """The splits, without a test split that is the same as val."""
-    return [(name, split) for name, split in source.splits.items() if name != "test" or split is not source.splits["val"]]
-
-
-def some(source: Source, count: int) -> Source:
-    """The source with about `count` pictures, spread evenly over every split; at least one of each."""
-    share = count / sum(len(split) for _, split in own_splits(source))
-    splits = {
-        name: split.subset(np.unique(np.linspace(0, len(split) - 1, max(1, int(len(split) * share))).astype(np.int64)))
-        for name, split in own_splits(source)
-    }
-    return replace(source, splits={name: splits.get(name, splits["val"]) for name in source.splits})
 
 
 def _first(pictures: Pictures, count: int) -> Pictures:

@@ -109,7 +109,9 @@ def _course(story: Story) -> Iterator[Finding]:
     yield Finding(
         "unfinished", "act", f"This run {words.get(story.state, 'has not come to its end')}, at {how_far}",
         "What follows is what the folder holds so far; events.log has the last messages.",
-        "The same command goes on from the last saved state.",
+        "This page is made again when it ends."
+        if story.state == "running"
+        else "The same command goes on from the last saved state.",
         story.command.splitlines()[0] if story.command and story.state != "running" else "", "missing",
     )  # fmt: skip
 
@@ -150,25 +152,25 @@ def _data(story: Story) -> Iterator[Finding]:
         if problem["kind"] == "leak" and (without := without_leaks(story)) is not None:
             share_without, count = without
             evidence += f" Without the {count} leaked test images top-1 is {share(share_without)}."
-        command = problem["fix"] if str(problem["fix"]).startswith("vitrail ") else ""
+        advice, command = advice_and_command(problem["fix"])
         yield Finding(
-            f"data-{problem['kind']}", severity[problem["severity"]], problem["title"], evidence,
-            "" if command else problem["fix"], command, f"data-{problem['kind']}",
+            f"data-{problem['kind']}", severity[problem["severity"]], problem["title"], evidence, advice, command,
+            f"data-{problem['kind']}",
         )  # fmt: skip
+
+
+def advice_and_command(fix: str) -> tuple[str, str]:
+    """ "Keep copies together: vitrail data split A, then vitrail train B" to words and what can be typed."""
+    words, _, command = f": {fix}".partition(": vitrail ")
+    typed = f"vitrail {command}".replace(", then vitrail ", " && vitrail ") if command else ""
+    return words.removeprefix(": "), typed
 
 
 def without_leaks(story: Story) -> tuple[float, int] | None:
     """Top-1 of the test images that are in no other split, and how many others there are; None where nothing leaks."""
     if story.predictions is None:
         return None
-    leaked = {
-        member["id"]
-        for problem in story.problems
-        if problem["kind"] == "leak"
-        for group in problem["groups"]
-        for member in group
-        if member["split"] == "test"
-    }
+    leaked = {name for problem in story.problems for name in problem.get("leaked", {}).get("test", ())}
     clean = np.array([name not in leaked for name in story.predictions.files])
     if clean.all() or not clean.any():
         return None

@@ -11,7 +11,7 @@ from vitrail import configuration
 from vitrail.evaluation.calibration import calibration
 from vitrail.evaluation.confusion import ClassScore, matrix
 from vitrail.report.charts import LineChart, Series, line_chart, shades, thinned
-from vitrail.report.findings import findings, next_steps, without_leaks
+from vitrail.report.findings import advice_and_command, findings, next_steps, without_leaks
 from vitrail.report.gallery import Tile
 from vitrail.report.story import Story
 from vitrail.statistics import share
@@ -210,7 +210,8 @@ def problem_facts(problem: Mapping[str, Any], tiles: Sequence[Tile]) -> Facts:
         for number, group in enumerate(problem["groups"])
         for member in group
     ]
-    return {**problem, "rows": rows, "members": list(groups.values())}
+    advice, command = advice_and_command(problem["fix"])
+    return {**problem, "advice": advice, "command": command, "rows": rows, "members": list(groups.values())}
 
 
 def _course(story: Story) -> Facts:

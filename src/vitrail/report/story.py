@@ -102,7 +102,7 @@ NUMBER = (int, float)
 _BASELINE = {"name": str, "top1": NUMBER, "interval": [NUMBER], "how": str, "only_model": int, "only_baseline": int}
 _SUMMARY = {"n": int, "top1": NUMBER, "top1_interval": [NUMBER], "split": str, "baselines": [_BASELINE]}
 _MEMBER = {"id": str, "split": str, "label": str}
-_PROBLEM = {"kind": str, "severity": str, "title": str, "why": str, "fix": str, "groups": [[_MEMBER]]}
+_PROBLEM = {"kind": str, "severity": str, "title": str, "why": str, "fix": str, "groups": [[_MEMBER]], "leaked?": {}}
 _DATA = {
     "source": str,
     "classes": [str],

@@ -2,7 +2,7 @@
 
 Each tracker lives in a process of its own that reads metrics.jsonl, the run's own log, as the loop writes it. So the
 loop waits for nobody, a library that hangs can be ended, and what libraries do to a process (environment, exit hooks,
-hundreds of megabytes) is not done to the one that trains.
+a hundred megabytes) is not done to the one that trains.
 
 A tracker always starts with the first line of metrics.jsonl. A run that goes on has cut that log back to its last saved
 state, so its trackers are made anew and hold every step once, whatever was interrupted, killed or not tracked before.
