@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vitrail
 from official import refused
@@ -14,7 +15,6 @@ from test_model import stirred
 from vitrail.checkpoints.arrays import CheckpointError
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.loading import FORMATS, read
-from vitrail.errors import UsageError
 from vitrail.model.block import Block
 from vitrail.model.heads import LinearHead, ProjectedHead, TanhHead
 from vitrail.model.mixers import TokenMLP
@@ -38,7 +38,8 @@ MIXER = ViTConfig(
 HELD = {
     "official-npz": {
         "vit": VIT, "pre-logits": replace(VIT, head=TanhHead(3, 6), pool=GlobalAverage()), "hybrid": HYBRID,
-        "root": replace(HYBRID, tokenizer=ConvolutionalStem((8, 16), 1, PostActivation((), 32)), image_size=(32, 64)), "mixer": MIXER,
+        "root": replace(HYBRID, tokenizer=ConvolutionalStem((8, 16), 1, PostActivation((), 32)), image_size=(32, 64)),
+        "mixer": MIXER,
         "resnet": ResNetConfig(POST, ProjectedHead(3, 6)), "dropout": replace(VIT, block=Block(dropout=0.1)),
     },
     "big-vision-npz": {
@@ -271,8 +272,29 @@ def test_what_a_format_cannot_hold_is_refused_with_the_reason(tmp_path, name, re
 def test_formats_are_asked_by_name(tmp_path):
     checkpoint = checkpoint_of(VIT)
     for path, name in (("x.npz", "big-vision"), ("x.npz", "vitrail"), ("folder", "bit-npz")):
-        with pytest.raises(UsageError, match="no format of"):
+        with pytest.raises(CheckpointError, match="no format of"):
             vitrail.save(checkpoint, tmp_path / path, format=name)
     assert read(vitrail.save(checkpoint, tmp_path / "folder", "vitrail")).config == VIT
     with pytest.raises(CheckpointError, match=r"official-npz cannot hold .*; big-vision-npz cannot hold .*; bit-npz"):
         vitrail.save(checkpoint_of(replace(VIT, position=Learned2D())), tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "explained"),
+    [("official-npz", "hybrid", None), ("official-npz", "mixer", "VT041"), ("bit-npz", "bit", "VT043")],
+)
+def test_every_family_through_the_command_line(tmp_path, vitrail_command, name, case, explained):
+    checkpoint, path = written(tmp_path, name, case)
+    picture = np.random.default_rng(0).integers(0, 256, (*checkpoint.config.image_size, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    answer = vitrail_command("predict", path, tmp_path / "picture.png", "--json")
+    images = torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        probabilities = checkpoint.build()(images).softmax(1)[0]
+    assert answer.status == 0 and json.loads(answer.out)["label"] == f"class {int(probabilities.argmax())}"
+    assert json.loads(answer.out)["probability"] == pytest.approx(float(probabilities.max()), abs=1e-4)
+    answer = vitrail_command("explain", path, tmp_path / "picture.png", "--out", tmp_path / "seen.png")
+    if explained is None:
+        assert answer.status == 0 and (tmp_path / "seen.png").is_file(), answer.err
+    else:
+        assert answer.status == 2 and f"error[{explained}]" in answer.err

@@ -1,6 +1,8 @@
 """Hybrids, ResNets, the Mixer, big_vision's ViT and FlexiViT's kernels: equal to the official code, layer by layer."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +10,13 @@ import torch
 
 import vitrail
 from test_parity import images_of, tolerance
+from vitrail.checkpoints import official_npz
+from vitrail.checkpoints.checkpoint import expected_shapes
 from vitrail.checkpoints.loading import FORMATS, at_size, read
 from vitrail.model.backbone import Backbone
+from vitrail.model.heads import TanhHead
 from vitrail.model.positions import resample
+from vitrail.model.sizes import named
 from vitrail.model.tokenizers import resample_kernels
 
 HYBRIDS = ("d1_hybrid", "d2_hybrid")
@@ -230,3 +236,42 @@ def test_antialiased_resampling_equals_triangles(old, new):
     found = resample(rows, old, new, "antialiased")
     np.testing.assert_allclose(found, expected.reshape(-1, 3), rtol=0, atol=1e-6)
     assert not np.allclose(found, resample(rows, old, new), atol=1e-2)
+
+
+def listed_keys():
+    """Heading -> {name: shape} of the released files, as the official code's own shapes."""
+    path = Path(__file__).parents[2] / "shared" / "reference" / "checkpoint_keys.txt"
+    if not path.is_file():
+        pytest.skip("the list of released names is not beside the project (../shared/reference/checkpoint_keys.txt)")
+    found = {}
+    for line in path.read_text().splitlines():
+        if line.startswith("## "):
+            keys = found.setdefault(line.removeprefix("## "), {})
+        elif "\t" in line:
+            name, shape = line.split("\t")
+            keys[name] = tuple(int(side) for side in re.findall(r"\d+", shape))
+    return found
+
+
+RELEASED = {
+    "imagenet21k ViT-B_16": replace(named("ViT-B/16"), head=TanhHead(21_843, 768)),
+    "ViT-B_16 fine-tuned": named("ViT-B/16", image_size=(384, 384)),
+    "R50+ViT-B_16 (384": named("R50+ViT-B/16", image_size=(384, 384)),
+    "imagenet21k R50+ViT-B_16": replace(named("R50+ViT-B/16"), head=TanhHead(21_843, 768)),
+    "R+ViT-Ti_16": named("R+ViT-Ti/16"),
+    "R26+ViT-S_32": named("R26+ViT-S/32"),
+    "Mixer-B_16": named("Mixer-B/16"),
+}
+
+
+def test_names_are_those_of_the_released_files():
+    """Every array of seven released models, and no other."""
+    headings = listed_keys()
+    assert len(headings) == len(RELEASED)
+    for heading, keys in headings.items():
+        config = next(config for start, config in RELEASED.items() if heading.startswith(start))
+        table = dict(pair for entry in official_npz._entries(config) for pair in entry.foreign)
+        assert {name: shape[3:] if shape[:3] == (1, 1, 1) else shape for name, shape in table.items()} == {
+            name: shape[3:] if shape[:3] == (1, 1, 1) else shape for name, shape in keys.items()
+        }
+        assert {entry.native for entry in official_npz._entries(config)} == expected_shapes(config).keys()

@@ -82,6 +82,17 @@ def test_the_numbers_of_a_family_are_used():
             assert (one - other).abs().max() > 1e-4
 
 
+def test_initial_weights_are_the_official_ones():
+    """Kernels of variance 1 / fan-in; the last norm of a post-activation unit is zero, so that units begin as nothing."""
+    model = build(ResNetConfig(POST, LinearHead(7), (32, 32)), 0)
+    unit = model.trunk.stages[0][1]
+    assert not unit.expand_norm.weight.any() and unit.reduce_norm.weight.eq(1).all()
+    assert unit.convolve.weight.std().item() == pytest.approx((32 * 9) ** -0.5, rel=0.05)
+    values = torch.rand(1, 128, 5, 4)
+    assert torch.equal(unit(values), values)
+    assert build(ResNetConfig(PRE), 0).trunk.stages[0][1].expand_norm.weight.eq(1).all()
+
+
 @pytest.mark.parametrize("side", range(1, 12))
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
 def test_same_padding_is_xlas(side, shape):

@@ -19,6 +19,7 @@ from vitrail.model.mixers import AttentionMap, Mixer
 from vitrail.model.pools import AttentionPool, ClassToken, GlobalAverage
 from vitrail.model.positions import Relative1D
 from vitrail.model.tokenizers import LinearPatches, Tokens
+from vitrail.model.work import Work
 
 FLAT = replace(TINY, tokenizer=LinearPatches((4, 8)), image_size=(12, 40))  # 3 rows, 5 columns
 MODELS = {
@@ -235,6 +236,9 @@ class Averaging(Mixer):
 
     def build(self, context):
         return Average()
+
+    def work(self, context):
+        return Work()
 
 
 class Average(nn.Module):

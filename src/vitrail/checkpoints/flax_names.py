@@ -75,7 +75,7 @@ def either_rank(listing: Listing, ones: bool) -> Listing:
     """Group norms are (C,) in some files and (1, 1, 1, C) in others: both as the table has them."""
     shapes: dict[str, Shape] = {}
     for name, shape in listing.shapes.items():
-        if _GROUP_NORM.fullmatch(name) and shape in (shape[-1:], (1, 1, 1, *shape[-1:])):
+        if shape and _GROUP_NORM.fullmatch(name) and shape in (shape[-1:], (1, 1, 1, *shape[-1:])):
             shapes[name] = (1, 1, 1, shape[-1]) if ones else shape[-1:]
     return listing.shaped(shapes)
 

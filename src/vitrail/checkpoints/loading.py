@@ -57,7 +57,8 @@ def save(model: Any, path: str | os.PathLike[str], format: str | None = None) ->
         format: the name of a format; None is the one the model came from, or else the first that can hold it.
 
     Raises:
-        CheckpointError: VT074, no format of this kind has a place for the model; the reasons are listed.
+        CheckpointError: VT074, no format of this kind has a place for the model, with the reasons; VT077, there is no
+            such format.
     """
     checkpoint = model if isinstance(model, Checkpoint) else model.checkpoint
     target = Path(path)
@@ -72,7 +73,7 @@ def _writer(checkpoint: Checkpoint, path: Path, wanted: str | None) -> ModuleTyp
     if wanted is not None:
         if wanted not in names or (names[wanted] is native) == (path.suffix == ".npz"):
             kind = ".npz files" if path.suffix == ".npz" else "folders"
-            raise UsageError("VT077", f"{wanted!r} is no format of {kind} such as {path}", nearest(wanted, names))
+            raise CheckpointError("VT077", f"{wanted!r} is no format of {kind} such as {path}", nearest(wanted, names))
         return names[wanted]
     if path.suffix != ".npz":
         return native

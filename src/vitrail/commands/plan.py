@@ -35,7 +35,13 @@ def _data(found: dict[str, Any]) -> Rows:
         rows += [("", f"and {len(problems) - SHOWN} more")]
     seen = f"looked at {examined['seen']:,} of {examined['of']:,} pictures"
     all_seen = examined["seen"] >= examined["of"]
-    rows += [("", f"{seen}{'' if problems else ': nothing wrong'}" + ("" if all_seen else f"; vitrail data check {found['data']}"))]
+    rows += [
+        (
+            "",
+            f"{seen}{'' if problems else ': nothing wrong'}"
+            + ("" if all_seen else f"; vitrail data check {found['data']}"),
+        )
+    ]
     return rows
 
 
@@ -93,7 +99,12 @@ def _without_room(found: dict[str, Any]) -> Rows:
     for choice in choices:
         needed = choice["device_bytes"] if choice["device_bytes"] is not None else choice["memory_bytes"]
         mark = "" if choice["fits"] else "   (does not fit alone)"
-        rows.append(("", f"{size(needed):>9}  {size(choice['disk_bytes']):>9}  {duration(choice['seconds']):>12}   {choice['flag']}{mark}"))
+        rows.append(
+            (
+                "",
+                f"{size(needed):>9}  {size(choice['disk_bytes']):>9}  {duration(choice['seconds']):>12}   {choice['flag']}{mark}",
+            )
+        )
     if found["available"]["disk"] is not None and found["disk_bytes"] > found["available"]["disk"]:
         rows.append(("", f"or a place with {size(found['disk_bytes'])} free: --out FOLDER"))
     return rows
@@ -102,7 +113,10 @@ def _without_room(found: dict[str, Any]) -> Rows:
 def _beat(found: dict[str, Any]) -> Rows:
     rows = []
     for head, baseline in zip(("Beat", ""), found["baselines"], strict=True):
-        rows += [(head, f"{baseline['name']:<20}{share(baseline['top1'], baseline['interval'])}"), ("", f"  {baseline['how']}")]
+        rows += [
+            (head, f"{baseline['name']:<20}{share(baseline['top1'], baseline['interval'])}"),
+            ("", f"  {baseline['how']}"),
+        ]
     return rows
 
 

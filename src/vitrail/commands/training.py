@@ -51,8 +51,13 @@ def result_text(result: Result) -> str:
     lines = [f"{head}   top-1 on {result.summary['n']} test images"]
     lines += [f"       {name:<20}{value}" for name, value in rows]
     story = read_story(result.folder)
-    lines += [f"{finding.severity:<6} {finding.title}" for finding in findings(story) if finding.severity != "good"][:TOLD]
+    lines += [f"{finding.severity:<6} {finding.title}" for finding in findings(story) if finding.severity != "good"][
+        :TOLD
+    ]
     page = result.folder / "report.html"
     lines += [f"where  {page if page.is_file() else result.folder}"]
-    lines += [f"{'next' if not number else '    '}   {command}" for number, (_, command) in enumerate(next_steps(story)[:TOLD])]
+    lines += [
+        f"{'next' if not number else '    '}   {command}"
+        for number, (_, command) in enumerate(next_steps(story)[:TOLD])
+    ]
     return "\n".join(lines)

@@ -46,12 +46,13 @@ class LookAlike(NamedTuple):
 
 
 class Fingerprints:
-    """What is kept of each of `count` pictures: 267 bytes. Threads may add different pictures at once."""
+    """What is kept of each of `count` pictures: 271 bytes. Threads may add different pictures at once."""
 
     def __init__(self, count: int) -> None:
         self.known = np.zeros(count, dtype=bool)
         self.digests = np.zeros(count, dtype=np.uint64)
         self.shortest = np.zeros(count, dtype=np.uint16)
+        self.contrast = np.zeros(count, dtype=np.float32)
         self.thumbnails: Thumbnails = np.zeros((count, SIDE, SIDE), dtype=np.uint8)
 
     def add(self, index: int, picture: Picture, reduced: Picture) -> None:
@@ -61,6 +62,7 @@ class Fingerprints:
         self.digests[index] = int.from_bytes(digest.digest(), "little")
         self.shortest[index] = min(*picture.shape[:2], 2**16 - 1)
         self.thumbnails[index] = (_SMOOTH @ grey(reduced) @ _SMOOTH.T).round()
+        self.contrast[index] = self.thumbnails[index].std()
         self.known[index] = True
 
     def exact(self) -> list[NDArray[np.int64]]:
@@ -84,8 +86,7 @@ class Fingerprints:
         root = np.arange(len(self.known))
         for group in self.exact():
             root[group] = group[0]
-        shows = self.thumbnails.std(axis=(1, 2)) >= FLAT
-        chosen = np.flatnonzero(self.known & shows & (root == np.arange(len(root))))
+        chosen = np.flatnonzero((self.contrast >= FLAT) & (root == np.arange(len(root))))
         remembered = lru_cache(_REMEMBERED)(lambda index: small(look(index)))
         for pair in look_alikes(self.thumbnails[chosen], self.shortest[chosen] < TINY):
             if time.monotonic() > until:

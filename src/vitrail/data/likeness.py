@@ -21,6 +21,7 @@ _GAIN = (0.85, 1.18)
 # How far two copies may differ: a share of the picture's contrast, and grey levels that compression costs everywhere.
 # Measured on photographs and clip art, saved again, resized and cropped, against the most alike distinct ones.
 _LUMINANCE, _COLOUR, _TINY_LUMINANCE = (0.06, 0.5), (0.09, 0.5), (0.07, 0.0)
+_FINE = (0.2, 0.2)  # at full resolution, where drawings of thin lines that look alike from afar differ
 _WORST = 2.6  # times as much in the worst of 64 parts, so that a small new object is seen
 
 Greys = Float[np.ndarray, "pairs side side"]
@@ -57,14 +58,17 @@ def same(first: Picture, second: Picture, window: Window) -> bool:
     # At half the resolution the noise of compression and the losses of resizing have averaged out.
     side = min(64, shortest // 16 * 8)
     whole, target = (resized(picture, (side, side)) for picture in (first, second))
-    if _agree(whole, target, _LUMINANCE):
-        return True
-    starts = np.stack([window, np.full(4, MAX_CUT / 2, dtype=np.float32)])
-    found = fit(np.stack([grey(whole)] * 2), np.stack([grey(target)] * 2), starts, rounds=5)
-    left, right, top, bottom = (float(share) for share in found.windows[found.difference.argmin()])
-    height, width = first.shape[:2]
-    box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
-    return _agree(resized(first, (side, side), box=box), target, _LUMINANCE)
+    box = None
+    if not _agree(whole, target, _LUMINANCE):
+        starts = np.stack([window, np.full(4, MAX_CUT / 2, dtype=np.float32)])
+        found = fit(np.stack([grey(whole)] * 2), np.stack([grey(target)] * 2), starts, rounds=5)
+        left, right, top, bottom = (float(share) for share in found.windows[found.difference.argmin()])
+        height, width = first.shape[:2]
+        box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
+        if not _agree(resized(first, (side, side), box=box), target, _LUMINANCE):
+            return False
+    side = min(_SMALL, shortest // 8 * 8)
+    return _agree(resized(first, (side, side), box=box), resized(second, (side, side)), _FINE, _FINE)
 
 
 def grey(picture: Picture | NDArray[np.float32]) -> Float[np.ndarray, "height width"]:
@@ -117,13 +121,15 @@ def sampling(low: Float[np.ndarray, " pairs"], high: Float[np.ndarray, " pairs"]
     return values.astype(np.float32), slopes.astype(np.float32)
 
 
-def _agree(seen: Picture, target: Picture, luminance: tuple[float, float]) -> bool:
+def _agree(
+    seen: Picture, target: Picture, luminance: tuple[float, float], colour: tuple[float, float] = _COLOUR
+) -> bool:
     """Whether two pictures of one size differ by no more than what compression, resizing and brightness do."""
     contrast = float(target.std())
     difference = target - _as_bright(seen.astype(np.float32), target.astype(np.float32))
     layers = [(grey(difference), luminance)]
     if target.shape[2] == 3:
-        layers += [(difference @ _COLOURS[:, index], _COLOUR) for index in (0, 1)]
+        layers += [(difference @ _COLOURS[:, index], colour) for index in (0, 1)]
     for layer, (share, noise) in layers:
         parts = reduce(layer * layer, "(down rows) (across cols) -> down across", "mean", down=8, across=8)
         allowed = share * contrast + noise

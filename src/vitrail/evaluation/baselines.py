@@ -14,8 +14,8 @@ from vitrail.statistics import wilson_interval
 
 CHOICES = (1, 3, 5, 10)
 SIDE = 32  # larger pictures are reduced to this side first
-# Distances are computed for so many queries and references at a time, of so many pixels: some 30 MB in all.
-_QUERIES, _REFERENCES, _PIXELS = 512, 2048, 2**21
+# Distances are computed for so many queries and references at a time, of so many pixels: some 15 MB in all.
+_QUERIES, _REFERENCES, _PIXELS = 512, 1024, 2**20
 
 
 @dataclass(frozen=True)

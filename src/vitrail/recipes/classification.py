@@ -95,7 +95,9 @@ def fine_tune(source: Source, weights: str, image_size: tuple[int, int] | None =
     checkpoint = read(weights, None)
     if not isinstance(checkpoint.config, ViTConfig):
         family = type(checkpoint.config).__name__.removesuffix("Config")
-        raise VitrailError("VT075", f"{weights} holds a {family}", "a ViT, a hybrid or a Mixer: others are not trained yet")
+        raise VitrailError(
+            "VT075", f"{weights} holds a {family}", "a ViT, a hybrid or a Mixer: others are not trained yet"
+        )
     size = image_size or checkpoint.config.image_size
     config = replace(checkpoint.config, image_size=size, head=LinearHead(len(source.classes)))
     seen = look(source.split("train"))

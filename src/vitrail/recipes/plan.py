@@ -54,7 +54,10 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         source, run, tried, counted = self.source, self.run, self.rehearsal, cost(self.run.model)
         index, count = most_common(source.split("train"))
-        baselines = (majority(*(Pictures(source.split(s), run.preprocessing) for s in ("train", "test"))), tried.neighbours)
+        baselines = (
+            majority(*(Pictures(source.split(s), run.preprocessing) for s in ("train", "test"))),
+            tried.neighbours,
+        )
         return {
             "data": source.name,
             "classes": len(source.classes),

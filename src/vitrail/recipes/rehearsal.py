@@ -20,6 +20,7 @@ from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import Outcome, outcome
 from vitrail.evaluation.baselines import SIDE, Baseline, nearest_pixels, pixels
 from vitrail.model.sizes import cost
+from vitrail.model.vit import ViTConfig
 from vitrail.recipes.execute import Machine, checked_pictures, checkpoint_of, reading_threads, trainer_of
 from vitrail.recipes.judge import TRAIN_SAMPLE
 from vitrail.recipes.room import STATES, in_memory
@@ -37,7 +38,7 @@ READ_SECONDS, READ_UNTIL = 2.0, 4.0  # the pictures are opened and read by then,
 EXAMINED_SECONDS = 1.0
 STEP_SECONDS = 0.8  # a step that seems to take longer is tried with fewer layers, then with fewer images
 STEPS_SECONDS = 1.0
-EVALUATION_SECONDS = 0.7
+EVALUATION_SECONDS = 0.5
 NEIGHBOUR_PRODUCTS = 2e10
 SAVED_A_SECOND = 300e6  # bytes of a saved state, hashed and flushed; the plan writes nothing, so this is no measurement
 
@@ -169,10 +170,8 @@ class Rehearsal:
         self.whole, self.tried = cost(self.run.model), cost(self.probe.model)
         with measured(self.usage) as self.prepared:
             quick = EVALUATION_SECONDS * products_a_second("float32") / self.tried.flops
-            self.together = min(self.counts["val"], evaluation_size(self.run.preprocessing))
-            self.evaluated = max(1, min(self.together, round(quick)))
-            val = self.pictures["val"]
-            val = val.subset(np.resize(np.arange(len(val.dataset)), self.evaluated))
+            self.quick = max(1, round(quick))
+            val = _as_many(self.pictures["val"], min(self.quick, self.counts["val"]))
             self.trainer = trainer_of(
                 self.probe, self.source, {**self.pictures, "val": val}, self.machine, folder, True, self.usage
             )
@@ -226,17 +225,21 @@ class Rehearsal:
         self.trainer.settings, parts.batches, self.trainer.step = probe, batches, 0
 
     def _evaluate(self) -> None:
-        with measured(self.usage) as evaluating:
-            self.trainer.parts.objective.eval()
-            self.trainer.parts.evaluate()
-        self.image_seconds = evaluating.seconds / self.evaluated * self.whole.flops / self.tried.flops
-        peak = evaluating.peak
-        if self.evaluated < self.together:  # without a gradient about two layers' values are in memory at a time
+        """In turn with steps where these are short, as in the run: each leaves its gaps in the memory of the other."""
+        for more in range(3 if self.step_seconds < EVALUATION_SECONDS / 2 else 1):
+            if more:
+                self.trainer.advance(self.trainer.parts.batches[self.trainer.step])
+            with measured(self.usage) as evaluating:
+                self.trainer.parts.objective.eval()
+                self.trainer.parts.evaluate()
+        count, peak = self.counts["val"], evaluating.peak
+        together = min(count, evaluation_size(self.run.preprocessing))
+        if self.quick < together:  # without a gradient about two layers' values are in memory at a time
             layers = self.whole.activation_bytes * 2 // max(2, self.run.model.num_layers)
-            peak = max(peak, self.prepared.after + layers * self.together)
-        seconds = self.run.training.evaluations * self.counts["val"] * self.image_seconds
-        self._add("evaluating", seconds, peak)
-        self._add("saving", self.saving, 0)
+            peak = max(peak, self.prepared.after + layers * together)
+        self.image_seconds = evaluating.seconds / min(self.quick, count) * self.whole.flops / self.tried.flops
+        self._add("evaluating", self.run.training.evaluations * count * self.image_seconds, peak)
+        self._add("saving", self.saving, peak)
 
     def _judge(self, folder: Path) -> None:
         """A second model, from what was saved, the nearest neighbours, and the pages."""
@@ -245,7 +248,7 @@ class Rehearsal:
             checkpoint = checkpoint_of(self.probe, self.source, self.trainer.parts.objective.backbone)
             weights = {name: value.detach().cpu().clone() for name, value in checkpoint.weights.items()}
             predictor = Classifier(replace(checkpoint, weights=weights))
-            found = outcome(predictor, test.subset(range(min(len(test.dataset), self.evaluated))))
+            found = outcome(predictor, _as_many(test, min(self.quick, self.test_count)))
         self.missing += 4 * (self.whole.parameters - self.tried.parameters)
         images = sum(counts.values()) - counts["train"] + min(TRAIN_SAMPLE, counts["train"])
         self._add("judging", images * self.image_seconds, judging.peak)
@@ -261,7 +264,9 @@ class Rehearsal:
         height, width = (min(SIDE, side) for side in self.run.preprocessing.image_size)
         row = height * width * self.run.preprocessing.channels
         queries = [min(len(split.dataset), 500 if cached else 100) for split in (val, test)]
-        references = min(len(train.dataset), max(100, int(NEIGHBOUR_PRODUCTS / (row * sum(queries)))) if cached else 300)
+        references = min(
+            len(train.dataset), max(100, int(NEIGHBOUR_PRODUCTS / (row * sum(queries)))) if cached else 300
+        )
         with measured(self.usage) as flattening:
             pixels(_first(test, queries[1]))
         with measured(self.usage) as searching:
@@ -287,8 +292,14 @@ class Rehearsal:
         records: list[dict[str, Any]] = [
             {"step": s, "epoch": s, "train/loss": 1.0, "train/top1": 0.5, "lr": 0.1} for s in steps
         ]
-        records += [{"step": s, "epoch": s, "val/loss": 1.0, "val/top1": 0.5} for s in range(1, self.run.training.evaluations)]
-        data = {"classes": list(self.source.classes), "counts": self.source.counts(), "multi_label": self.source.multi_label}
+        records += [
+            {"step": s, "epoch": s, "val/loss": 1.0, "val/top1": 0.5} for s in range(1, self.run.training.evaluations)
+        ]
+        data = {
+            "classes": list(self.source.classes),
+            "counts": self.source.counts(),
+            "multi_label": self.source.multi_label,
+        }
         story = Story(
             folder, config={"run": self.run.to_json()}, data=data, summary=found.summary(), records=tuple(records),
             predictions=predictions, gallery=tuple(tiles),
@@ -308,7 +319,7 @@ def probe_of(run: Run, room: int | None) -> Run:
         return seconds <= STEP_SECONDS and (room is None or needed < room / 2)
 
     probe = run
-    while not fits(probe) and probe.model.size.depth > 2:
+    while isinstance(probe.model, ViTConfig) and probe.model.size.depth > 2 and not fits(probe):
         size = replace(probe.model.size, depth=max(2, probe.model.size.depth // 2))
         probe = replace(probe, model=replace(probe.model, size=size), weights=None)
     while not fits(probe) and probe.training.batch_size > 1:
@@ -325,6 +336,11 @@ def products_a_second(precision: str) -> float:
         values @ values
         times.append(time.perf_counter() - start)
     return 512**3 / min(times)
+
+
+def _as_many(pictures: Pictures, count: int) -> Pictures:
+    """`count` pictures, repeated where there are fewer."""
+    return pictures.subset(np.resize(np.arange(len(pictures.dataset)), count))
 
 
 def _first(pictures: Pictures, count: int) -> Pictures:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -45,10 +50,19 @@ def drawn(story: Story) -> Iterator[tuple[str, bytes]]:
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     """A figure of its own: pyplot would keep a global list of them."""
+    _keep_out_of_the_home()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, columns)
+
+
+@cache
+def _keep_out_of_the_home() -> None:
+    """Matplotlib keeps a list of fonts in the user's home; where it has none yet, it gets a place that goes with the process."""
+    if "MPLCONFIGDIR" not in os.environ and not (Path.home() / ".cache" / "matplotlib").is_dir():
+        os.environ["MPLCONFIGDIR"] = place = tempfile.mkdtemp(prefix="vitrail-")
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
 
 
 def _curves(story: Story) -> Any:
