@@ -273,7 +273,7 @@ def test_official_files_with_wrong_arrays_are_refused_and_nothing_is_executed(re
     assert "is not an .npz file" in refused(1, "VT070", "predict", "text.npz", picture)
     with zipfile.ZipFile(tmp_path / "hollow.npz", "w"):
         pass
-    assert "holds no official ViT" in refused(1, "VT075", "predict", "hollow.npz", picture)
+    assert "holds no model that Vitrail knows" in refused(1, "VT075", "predict", "hollow.npz", picture)
 
 
 def test_errors_are_json_where_json_was_asked(vitrail_command, pictures, tmp_path):

@@ -88,10 +88,10 @@ class Fingerprints:
             root[group] = group[0]
         chosen = np.flatnonzero((self.contrast >= FLAT) & (root == np.arange(len(root))))
         remembered = lru_cache(_REMEMBERED)(lambda index: small(look(index)))
-        for pair in look_alikes(self.thumbnails[chosen], self.shortest[chosen] < TINY):
+        for pair in look_alikes(self.thumbnails, chosen, self.shortest < TINY):
             if time.monotonic() > until:
                 break
-            first, second = int(chosen[pair.first]), int(chosen[pair.second])
+            first, second = pair.first, pair.second
             low, high = sorted((_find(root, first), _find(root, second)))
             if low == high or (pair.mirrored and labels[first] != labels[second]):
                 continue
@@ -113,22 +113,25 @@ def reduced(picture: Picture) -> Picture:
     return from_pillow(to_pillow(picture).resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
-def look_alikes(thumbnails: Thumbnails, tiny: Bool[np.ndarray, " pictures"]) -> Iterator[LookAlike]:
+def look_alikes(
+    thumbnails: Thumbnails, chosen: Int[np.ndarray, " chosen"], tiny: Bool[np.ndarray, " pictures"]
+) -> Iterator[LookAlike]:
     """Pairs of alike thumbnails, a few for each picture, the most alike first; some in both orders.
 
     A picture is compared to those on the shelves nearest to it only, so time does not grow with the square of their
     number.
 
     Args:
-        thumbnails: none of them flat.
+        chosen: numbers of the pictures to compare; none of them flat.
         tiny: for which pictures no crops are looked for.
     """
-    if len(thumbnails) < 2:
+    if len(chosen) < 2:
         return
-    members = _described(thumbnails, _WINDOWS[0])
+    members = np.empty((len(chosen), _WAVES * _WAVES - 1), dtype=np.float32)
+    for rows, part in zip(_parts(np.arange(len(chosen))), _parts(chosen), strict=True):
+        members[rows] = _described(thumbnails[part], _WINDOWS[0])
     shelves, pivots = _shelved(members)
-    for start in range(0, len(members), _ROWS):
-        rows = np.arange(start, min(start + _ROWS, len(members)))
+    for rows in _parts(chosen):
         hits = []
         for view, window in enumerate(_WINDOWS):
             part = rows[~tiny[rows]] if view else rows
@@ -136,9 +139,10 @@ def look_alikes(thumbnails: Thumbnails, tiny: Bool[np.ndarray, " pictures"]) -> 
                 found = _search(_described(_turned(thumbnails[part], turn), window), part, members, shelves, pivots)
                 hits.append((*found, np.full(len(found[0]), view), np.full(len(found[0]), turn)))
         first, second, score, view_of, mirrored = (np.concatenate(column) for column in zip(*hits, strict=True))
+        second = chosen[second]
         allowed = (first != second) & ((view_of == 0) | ~tiny[second])
         order = np.flatnonzero(allowed)[np.argsort(-score[allowed], kind="stable")]
-        _, best = np.unique(first[order] * len(members) + second[order], return_index=True)
+        _, best = np.unique(first[order] * len(thumbnails) + second[order], return_index=True)
         order = order[best]
         order = order[_few(2 * first[order] + (view_of[order] > 0), -score[order], _NEIGHBOURS)]
         yield from _fitted(thumbnails, tiny, first[order], second[order], mirrored[order], view_of[order])
@@ -174,6 +178,10 @@ def _roughness(thumbnails: Greys) -> Float[np.ndarray, " pictures"]:
     around = thumbnails[:, :-2, 1:-1] + thumbnails[:, 2:, 1:-1] + thumbnails[:, 1:-1, :-2] + thumbnails[:, 1:-1, 2:]
     missing = inner - around / 4
     return np.sqrt((missing * missing).mean(axis=(1, 2))) / thumbnails.std(axis=(1, 2)).clip(1)
+
+
+def _parts(numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [numbers[start : start + _ROWS] for start in range(0, len(numbers), _ROWS)]
 
 
 def _turned(thumbnails: Thumbnails, mirrored: bool) -> Thumbnails:

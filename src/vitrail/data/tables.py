@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import StringIO
@@ -19,12 +20,12 @@ SPLIT_NAMES = {
 MAX_ROWS = 50_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One picture; `id` is its path as the source writes it, `split` None where the source does not say."""
 
     id: str
-    path: Path
+    path: str  # a Path takes five times the memory
     labels: tuple[str, ...]
     split: str | None
 
@@ -78,7 +79,7 @@ def read_csv(path: Path) -> list[Row]:
         raise DataError(
             "VT016", f"{path} cannot be read as CSV: {error}", "text in UTF-8 with the columns path,label"
         ) from error
-    if missing := [row.id for row in rows if not row.path.is_file()]:
+    if missing := [row.id for row in rows if not os.path.isfile(row.path)]:
         raise DataError(
             "VT017", f"{path} names {len(missing)} files that are not there: {', '.join(missing[:5])}",
             f"paths relative to {path.parent}", "correct the paths or remove those lines",
@@ -100,7 +101,7 @@ def _row(path: Path, record: dict[str, str | None]) -> Row:
     if split and split.lower() not in SPLIT_NAMES:
         raise DataError("VT018", f"{path}: unknown split {split!r}", nearest(split, SPLIT_NAMES))
     labels = tuple(sorted({part.strip() for part in label.split(";") if part.strip()}))
-    return Row(name, path.parent / name, labels, SPLIT_NAMES[split.lower()] if split else None)
+    return Row(name, os.fspath(path.parent / name), labels, SPLIT_NAMES[split.lower()] if split else None)
 
 
 def _bounded(reader: Iterable[dict[str, str | None]]) -> Iterator[dict[str, str | None]]:
@@ -112,7 +113,7 @@ def _bounded(reader: Iterable[dict[str, str | None]]) -> Iterator[dict[str, str 
 
 def _rows_of_classes(root: Path, folder: Path, split: str | None) -> list[Row]:
     return [
-        Row(readable_name(path.relative_to(root).as_posix()), path, (readable_name(classes.name),), split)
+        Row(readable_name(path.relative_to(root).as_posix()), os.fspath(path), (readable_name(classes.name),), split)
         for classes in _visible_folders(folder)
         for path in sorted(classes.rglob("*"))
         if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path.relative_to(root))

@@ -127,9 +127,9 @@ def train(
     with locked(folder), shortage_explained(run, usage) as stage:
         threads = None if overwrite else threads_of(folder, source, run)
         torch.set_num_threads(threads or machine.threads)
+        stage.begin("while the pictures were read")
         examiner = Examiner(source) if threads is None else None  # data.json is written once, when the run begins
         pictures = checked_pictures(source, run, examiner)
-        stage.what = "in training"
         trainer = trainer_of(run, source, pictures, machine, folder, quiet, usage)
         if overwrite:  # not before data and model have proved to be usable
             remove_run(folder)
@@ -137,10 +137,11 @@ def train(
             data_facts = _data_facts(source, pictures, examiner)
             write_beginning(folder, _config(run, asked, machine), data_facts, _split(source))
         _tell_skipped(pictures, trainer.progress, folder)
+        stage.begin("in training")
         with Tracking(machine.trackers, folder, trainer.progress.note) as trainer.tracking:
             try:
                 trainer.fit()
-                stage.what = "while the result was judged"
+                stage.begin("while the result was judged")
                 with trainer.progress.until_judged():
                     problems = read_json(folder / "data.json").get("examination", {}).get("problems", ())
                     result = judge(folder, source, pictures, trainer.margins.mean(), problems)

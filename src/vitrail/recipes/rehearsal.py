@@ -31,7 +31,7 @@ from vitrail.report.page import run_page
 from vitrail.report.plots import drawn
 from vitrail.report.story import Story
 from vitrail.training.loop import LOG_EVERY, SAVE_SECONDS
-from vitrail.training.memory import Usage, peak_bytes, reset_peak, resident_bytes
+from vitrail.training.memory import Usage, give_back, peak_bytes, reset_peak, resident_bytes
 
 FIRST = 64  # pictures, which tell how long the others take
 READ_SECONDS, READ_UNTIL = 2.0, 4.0  # the pictures are opened and read by then, on a computer that does nothing else
@@ -101,10 +101,13 @@ class Rehearsal:
         self.missing = 0  # bytes that the run has in memory and the rehearsal has not
         self.device_bytes: int | None = None
         self.parts = [Part("opening", opening.seconds, opening.peak)]
+        give_back()  # as the run does between its stages
         self.pictures = self._read()
         self._prepare(folder, room)
+        give_back()
         self._train()
         self._evaluate()
+        give_back()
         self._judge(folder)
 
     @property

@@ -13,7 +13,7 @@ import torch
 from vitrail.errors import OutOfMemory
 from vitrail.model.sizes import SIZES, cost
 from vitrail.recipes.run import Run
-from vitrail.training.memory import Usage, available_bytes, resident_bytes
+from vitrail.training.memory import Usage, available_bytes, give_back, resident_bytes
 
 # Share of the float32 activations that bfloat16 keeps: half of the products, not of norms and losses.
 HALVED = 0.65
@@ -96,6 +96,11 @@ class Stage:
 
     what: str
 
+    def begin(self, what: str) -> None:
+        """The next stage, in the memory that the one before it freed."""
+        self.what = what
+        give_back()
+
 
 @contextmanager
 def shortage_explained(run: Run, usage: Usage) -> Iterator[Stage]:
@@ -104,7 +109,7 @@ def shortage_explained(run: Run, usage: Usage) -> Iterator[Stage]:
     Raises:
         OutOfMemory: VT082.
     """
-    stage = Stage("while the pictures were read")
+    stage = Stage("at the beginning")
     try:
         yield stage
     except (MemoryError, RuntimeError) as error:

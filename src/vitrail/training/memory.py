@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import resource
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +35,15 @@ def reset_peak() -> None:
         (PROC / "self" / "clear_refs").write_text("5")  # proc(5): resets the peak resident size, and no more
     except OSError:
         return
+
+
+def give_back() -> None:
+    """Returns freed memory to the system, where the C library can (glibc).
+
+    Otherwise each thread's and each stage's gaps stay resident, and the next stage grows beside them.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_bytes() -> int | None:
