@@ -104,6 +104,19 @@ def test_clip_art_of_one_kind_is_not_taken_for_each_other():
     assert groups(every) == []
 
 
+def test_drawings_of_thin_lines_that_look_alike_from_afar_are_told_apart():
+    """Hatched discs: at half the resolution all are the same grey."""
+    rows, cols = np.mgrid[:120, :120]
+    disc = (rows - 60) ** 2 + (cols - 60) ** 2 < 50**2
+
+    def hatched(shift):
+        return coloured(np.where(disc & ((rows + shift * cols) % 4 < 2), 0, 255).astype(np.uint8))
+
+    every = [hatched(shift) for shift in (0, 1, -1, 2)]
+    assert groups(every) == []
+    assert groups([*every, np.asarray(NEAR["darker"](to_pillow(every[1])))]) == [[1, 4]]
+
+
 def test_faces_are_not_taken_for_each_other():
     from pathlib import Path
 

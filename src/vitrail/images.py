@@ -26,7 +26,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 512 * 2**20
 DECODED_PIXELS = 64_000_000  # by all threads together; four photographs of 16 megapixels
-_STRIP = 2**20  # pixels converted at a time: a picture is in memory twice, not five times
+STRIP = 2**20  # pixels converted at a time: a picture is in memory twice, not five times
 # The codecs in wide use; Pillow knows some forty more, each a door for hostile files.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _RESAMPLING = {
@@ -255,7 +255,7 @@ def _as_seen(image: Image.Image, channels: int) -> tuple[Picture, bool]:
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bit(image)
     picture = np.empty((image.height, image.width, channels), dtype=np.uint8)
-    rows, transparent = max(1, _STRIP // image.width), False
+    rows, transparent = max(1, STRIP // image.width), False
     for top in range(0, image.height, rows):
         strip = image
         if rows < image.height:

@@ -15,10 +15,11 @@ from vitrail.data.batches import kept_in_memory
 from vitrail.data.check import Examiner
 from vitrail.data.sources import Dataset, Source
 from vitrail.errors import DataError
-from vitrail.images import DECODED_PIXELS
+from vitrail.images import DECODED_PIXELS, STRIP
 from vitrail.preprocessing import Preprocessing
 
 SECONDS = 1.0
+CONVERTING = 20  # bytes for each pixel of the strip that is being converted
 OVERHEAD = 30_000  # pixels that could be decoded in the time that opening a file takes
 
 
@@ -104,9 +105,10 @@ class Survey:
             pixels = sizes[:, 0] * sizes[:, 1]
             # While it is decoded it is there as stored and as converted, while it is resized as converted and as copied.
             bytes_a_pixel = preprocessing.channels + np.maximum(sizes[:, 2], 4 if preprocessing.channels == 3 else 1)
+            needed = pixels * bytes_a_pixel + np.minimum(pixels, STRIP) * CONVERTING
             windows = np.lib.stride_tricks.sliding_window_view
             together = min(threads, len(pixels))
-            side_by_side = windows(pixels * bytes_a_pixel, together)
+            side_by_side = windows(needed, together)
             fits = windows(pixels, together).sum(axis=1) <= DECODED_PIXELS
             decoding = np.where(fits, side_by_side.sum(axis=1), side_by_side.max(axis=1))
             held = np.cumsum(kept)[: len(decoding)] if kept_in_memory(len(pixels), preprocessing) else 0
