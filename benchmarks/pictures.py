@@ -43,10 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     content = picture(arguments.page, arguments.width, arguments.height, arguments.dark)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    # A palette of 256 colours is enough for a page and a third of the size.
-    Image.open(BytesIO(content)).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
-        arguments.out, optimize=True
-    )
+    Image.open(BytesIO(content)).convert("RGB").save(arguments.out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ def main() -> None:
         place = arguments.keep or Path(scratch)
         if not (place / "digits").exists():
             write_pictures(place)
-        print("| run | plan took | time planned | real | ratio | memory planned | real | ratio |\n|---|---|---|---|---|---|---|---|")
+        print("| run | plan took | time planned | real | ratio | memory planned | real | ratio |")
+        print("|---|---|---|---|---|---|---|---|")
         for name in arguments.runs:
             print(compare(name, place), flush=True)
 

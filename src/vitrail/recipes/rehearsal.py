@@ -18,7 +18,7 @@ from vitrail.data.check import Examiner
 from vitrail.data.sources import Source
 from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import Outcome, outcome
-from vitrail.evaluation.baselines import SIDE, Baseline, nearest_pixels, pixels
+from vitrail.evaluation.baselines import SIDE, nearest_pixels, pixels
 from vitrail.model.sizes import cost
 from vitrail.model.vit import ViTConfig
 from vitrail.recipes.execute import Machine, checked_pictures, checkpoint_of, reading_threads, trainer_of

@@ -121,7 +121,7 @@ def _group_rooms() -> list[int]:
         return []
     rooms = []
     for line in lines:
-        _, controllers, place = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, place = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
             root, limit, used = CGROUPS, "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
