@@ -172,8 +172,28 @@ def test_time_is_kept_and_spread(monkeypatch):
     read.clear()
     assert examine(source, threads=1, seconds=60).seen == 200
     for count in (10, 40, 100):
-        gaps = np.diff(sorted(read[:count]))
+        gaps = np.diff([0, *sorted(read[:count]), 200])
         assert gaps.max() <= 3 * 200 / count
+
+
+def test_sizes_of_pictures_of_all_sizes():
+    """Width before height; the middle one by area."""
+    every = [np.full((side, 2 * side, 3), side, dtype=np.uint8) for side in (9, 3, 40, 6, 4)]
+    sizes = examine(in_memory(every, [0, 1, 0, 1, 0])).sizes
+    assert [sizes[name] for name in ("smallest", "median", "largest")] == [[6, 3], [12, 6], [80, 40]]
+    assert sizes["shorter_side"]["edges"][0] == 3 and sizes["shorter_side"]["edges"][-1] == 41
+    assert sum(sizes["shorter_side"]["counts"]) == 5
+
+
+def test_a_class_whose_pictures_cannot_be_read_is_missing():
+    every = [np.asarray(tile) for _, tile in zip(range(12), tiles(40, 40), strict=False)]
+    source = in_memory(every, [0, 1] * 6, splits=["train"] * 10 + ["val"] * 2)
+    examiner = Examiner(source)
+    for row in range(10):
+        examiner.see("train", row, every[row])
+    examiner.see("val", 0, every[10])
+    examiner.see("val", 1, DataError("VT053", "it is damaged"))
+    assert problems(examiner.examination().to_json())["missing-class"]["title"] == "val has no picture of b"
 
 
 def test_lists_are_bounded():
@@ -284,6 +304,27 @@ def test_a_run_writes_down_its_data_and_reads_every_picture_once_for_it(pictures
     assert len(reads) == 40 and set(reads.values()) == {1}
     data = json.loads((tmp_path / "run" / "data.json").read_text())
     assert data["examination"] == examine(open_source(str(pictures))).to_json()
+
+
+def test_the_second_look_is_at_what_the_run_keeps_in_memory(tmp_path, monkeypatch):
+    for number, tile in zip(range(20), tiles(40, 40), strict=False):
+        path = tmp_path / "ab"[number % 2] / f"{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        tile.save(path)
+        tile.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path.with_name(f"{number:02d} mirrored.png"))
+    source, run = execute.plan_run(str(tmp_path))
+    examiner = Examiner(source)
+    execute.checked_pictures(source, run, examiner)
+    monkeypatch.setattr("vitrail.data.sources.read_picture", lambda *_: pytest.fail("read again"))
+    assert len(examiner.copies()) == 20
+
+
+def test_a_run_writes_down_what_it_could_not_read(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "data")
+    (tmp_path / "data" / "dark below" / "07.png").write_bytes(b"no picture")
+    tiny.tiny(tmp_path / "data", tmp_path / "run")
+    (problem,) = json.loads((tmp_path / "run" / "data.json").read_text())["examination"]["problems"]
+    assert problem["kind"] == "unreadable" and ids(problem) == [{"dark below/07.png"}]
 
 
 def test_looking_at_the_data_changes_no_bit_of_a_run(pictures, run, tmp_path, monkeypatch):

@@ -167,6 +167,9 @@ def test_data_that_cannot_be_divided(vitrail_command, copies, planted, tmp_path)
         (folder / "cats").rename(folder / name)
         done = vitrail_command("data", "split", folder, "--out", tmp_path / "no.csv")
         assert done.status == 3 and "VT029" in done.err and "rename" in done.err
+    shutil.copytree(root, tmp_path / " spaced")
+    done = vitrail_command("data", "split", tmp_path / " spaced", "--out", tmp_path / "no.csv")
+    assert done.status == 3 and "VT029" in done.err
     for shares in (("--val", "0"), ("--val", "0.6", "--test", "0.5"), ("--test", "-0.1")):
         done = vitrail_command("data", "split", root, "--out", tmp_path / "no.csv", *shares)
         assert done.status == 2 and "VT002" in done.err

@@ -25,7 +25,7 @@ _NEIGHBOURS, _ATTEMPTS = 12, 3  # per picture, whole and cropped: how many are f
 # What two thumbnails may differ after that: the more, the finer the detail that lies between their pixels; tiny pictures
 # have none, and a share of their contrast counts.
 _FITTING, _FITTING_TINY = 0.8, 0.1
-_SHELF, _SHELVES = 512, 4  # pictures on a shelf; shelves that are searched
+_SHELF, _SHELVES = 512, 8  # pictures on a shelf; shelves that are searched
 _ROWS, _REMEMBERED = 512, 128  # pictures at a time; pictures kept for a second look
 # What a crop may have taken, to within 1.5 % of a side: nothing, or one of nine windows (left, right, top, bottom).
 _CUTS = ((0.04, 0.04), (0.04, 0.01), (0.01, 0.04))
@@ -127,19 +127,18 @@ def look_alikes(
     """
     if len(chosen) < 2:
         return
-    members = np.empty((len(chosen), _WAVES * _WAVES - 1), dtype=np.float32)
-    for rows, part in zip(_parts(np.arange(len(chosen))), _parts(chosen), strict=True):
-        members[rows] = _described(thumbnails[part], _WINDOWS[0])
-    shelves, pivots = _shelved(members)
+    order, shelves, pivots = _shelved(_all_described(thumbnails, chosen))
+    chosen = chosen[order]
+    members = _all_described(thumbnails, chosen)
     for rows in _parts(chosen):
         hits = []
         for view, window in enumerate(_WINDOWS):
             part = rows[~tiny[rows]] if view else rows
             for turn in (False, True) if len(part) else ():
-                found = _search(_described(_turned(thumbnails[part], turn), window), part, members, shelves, pivots)
-                hits.append((*found, np.full(len(found[0]), view), np.full(len(found[0]), turn)))
+                queries = _described(_turned(thumbnails[part], turn), window)
+                asked, found, cosine = _search(queries, members, shelves, pivots)
+                hits.append((part[asked], chosen[found], cosine, np.full_like(asked, view), np.full(len(asked), turn)))
         first, second, score, view_of, mirrored = (np.concatenate(column) for column in zip(*hits, strict=True))
-        second = chosen[second]
         allowed = (first != second) & ((view_of == 0) | ~tiny[second])
         order = np.flatnonzero(allowed)[np.argsort(-score[allowed], kind="stable")]
         _, best = np.unique(first[order] * len(thumbnails) + second[order], return_index=True)
@@ -181,6 +180,7 @@ def _roughness(thumbnails: Greys) -> Float[np.ndarray, " pictures"]:
 
 
 def _parts(numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """A few hundred at a time."""
     return [numbers[start : start + _ROWS] for start in range(0, len(numbers), _ROWS)]
 
 
@@ -196,45 +196,49 @@ def _described(thumbnails: Thumbnails, window: Window) -> Descriptions:
     return flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(SIDE * FLAT / 4)
 
 
-def _shelved(members: Descriptions) -> tuple[list[NDArray[np.int64]], Descriptions]:
-    """Members divided among shelves, each with the description that stands for it; few pictures share one shelf."""
+def _all_described(thumbnails: Thumbnails, chosen: NDArray[np.int64]) -> Descriptions:
+    """Descriptions of the chosen thumbnails, a part at a time, which saves memory."""
+    described = np.empty((len(chosen), _WAVES * _WAVES - 1), dtype=np.float32)
+    for rows, part in zip(_parts(np.arange(len(chosen))), _parts(chosen), strict=True):
+        described[rows] = _described(thumbnails[part], _WINDOWS[0])
+    return described
+
+
+def _shelved(members: Descriptions) -> tuple[NDArray[np.int64], list[slice], Descriptions]:
+    """The order in which members stand on shelves, the shelves, and the description that stands for each of them.
+
+    Few pictures share one shelf; a shelf of thousands, which all look alike, is divided.
+    """
     if len(members) <= _SHELF * _SHELVES * 2:
-        return [np.arange(len(members))], members[:1]
+        return np.arange(len(members)), [slice(0, len(members))], members[:1]
     pivots = members[np.linspace(0, len(members) - 1, len(members) // _SHELF).astype(np.int64)]
-    nearest = np.concatenate(
-        [(part @ pivots.T).argmax(axis=1) for part in np.array_split(members, len(members) // _ROWS)]
-    )
-    order = np.argsort(nearest, kind="stable")
+    nearest = np.concatenate([(members[part] @ pivots.T).argmax(axis=1) for part in _parts(np.arange(len(members)))])
+    ends = np.cumsum(np.bincount(nearest, minlength=len(pivots)))
     shelves, owners = [], []
-    for owner, shelf in enumerate(np.split(order, np.searchsorted(nearest[order], np.arange(1, len(pivots))))):
-        for start in range(0, len(shelf), 4 * _SHELF):  # a shelf of thousands that all look alike is divided
-            shelves.append(shelf[start : start + 4 * _SHELF])
+    for owner, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        for begin in range(start, end, 4 * _SHELF):
+            shelves.append(slice(begin, min(end, begin + 4 * _SHELF)))
             owners.append(owner)
-    return shelves, pivots[owners]
+    return np.argsort(nearest, kind="stable"), shelves, pivots[owners]
 
 
 def _search(
-    queries: Descriptions,
-    names: Int[np.ndarray, " queries"],
-    members: Descriptions,
-    shelves: list[NDArray[np.int64]],
-    pivots: Descriptions,
+    queries: Descriptions, members: Descriptions, shelves: list[slice], pivots: Descriptions
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """For each query the nearest members on the nearest shelves: names of the queries, members, cosines."""
+    """For each query the nearest members on the nearest shelves: query, member, cosine."""
     count = min(_SHELVES, len(shelves))
     nearest = np.argpartition(-(queries @ pivots.T), count - 1, axis=1)[:, :count]
     found = []
     for number in np.unique(nearest):
         asking = np.flatnonzero((nearest == number).any(axis=1))
-        shelf = shelves[number]
-        cosines = queries[asking] @ members[shelf].T
+        cosines = queries[asking] @ members[shelves[number]].T
         alike = np.flatnonzero(cosines.max(axis=1) > _NEAR)
         asking, cosines = asking[alike], cosines[alike]
-        most = min(_NEIGHBOURS + 1, len(shelf))  # one more: a picture finds itself
+        most = min(_NEIGHBOURS + 1, cosines.shape[1])  # one more: a picture finds itself
         top = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
         scores = np.take_along_axis(cosines, top, axis=1)
         row, column = np.nonzero(scores > _NEAR)
-        found.append((names[asking[row]], shelf[top[row, column]], scores[row, column]))
+        found.append((asking[row], shelves[number].start + top[row, column], scores[row, column]))
     first, second, score = ([hit[part] for hit in found] for part in range(3))
     return np.concatenate(first), np.concatenate(second), np.concatenate(score)
 
