@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from oracle import gelu, layer_norm, softmax
-from vitrail.checkpoints.loading import read
+from vitrail.checkpoints.containers import open_weights
+from vitrail.checkpoints.listing import listing
+from vitrail.checkpoints.loading import FORMATS, read
 from vitrail.errors import VitrailError
 
 TINY = {"dim": 8, "depth": 2, "heads": 2, "hidden": 12, "classes": 5, "patch": (4, 4), "patches": 16}
@@ -80,3 +82,9 @@ def refused(code, path, **options):
         read(path, **options)
     assert caught.value.code == code, caught.value
     return str(caught.value)
+
+
+def formats_of(path):
+    """Every format that recognises what lies at a path."""
+    found = listing(open_weights(path))
+    return [module.NAME for module in FORMATS if module.recognises(found)]

@@ -12,14 +12,26 @@ from vitrail import configuration
 from vitrail.checkpoints.checkpoint import expected_shapes
 from vitrail.errors import UsageError
 from vitrail.model.backbone import BackboneConfig
+from vitrail.model.block import FEED_FORWARDS, MLP
 from vitrail.model.families import AXES as ALL_AXES
 from vitrail.model.families import FAMILIES
-from vitrail.model.heads import HEADS
-from vitrail.model.mixers import MIXERS, Attention
-from vitrail.model.pools import POOLS, ClassToken, GlobalAverage
-from vitrail.model.positions import POSITIONS, Learned1D, Learned2D, NoPosition, Relative1D, SineCosine
+from vitrail.model.heads import HEADS, Features, TwoHeads
+from vitrail.model.mixers import MIXERS, Attention, QuadraticAttention
+from vitrail.model.pools import POOLS, ClassToken, DistilledToken, GlobalAverage
+from vitrail.model.positions import (
+    POSITIONS,
+    Both,
+    Learned1D,
+    Learned2D,
+    NoPosition,
+    Normed,
+    Relative1D,
+    RelativeBias,
+    Rotary2D,
+    SineCosine,
+)
 from vitrail.model.resnet import ResNetConfig
-from vitrail.model.tokenizers import TOKENIZERS, ConvolutionalStem
+from vitrail.model.tokenizers import TOKENIZERS, ConvolutionalStem, LinearPatches
 from vitrail.model.trunks import TRUNKS
 from vitrail.model.vit import AXES, Size, ViTConfig, build
 
@@ -27,6 +39,8 @@ INJECTIONS = ("stem", "every-layer", "shared")
 POSITION_VALUES = [NoPosition()] + [
     kind(inject=inject) for kind in (Learned1D, Learned2D, Relative1D, SineCosine) for inject in INJECTIONS
 ]
+POSITION_VALUES += [Rotary2D(), Normed(Learned1D()), Normed(Rotary2D(), 1e-6)]
+BIASES = [RelativeBias(inject) for inject in INJECTIONS] + [Both()]  # they want one class token
 
 
 def configs():
@@ -35,20 +49,33 @@ def configs():
     for kind in TRUNKS.values():
         trunk = kind((1, 2), 32)
         yield replace(TINY, tokenizer=ConvolutionalStem((8, 8), 3, trunk))
-        yield from (ResNetConfig(trunk, head(classes=7), (32, 32)) for head in HEADS.values())
+        yield from (ResNetConfig(trunk, head, (32, 32)) for head in heads())
     for position in POSITION_VALUES:
         for pool in (ClassToken(), GlobalAverage(), ClassToken(registers=2)):
             yield replace(TINY, position=position, pool=pool)
-    for kind in MIXERS.values():
-        yield replace(TINY, block=replace(TINY.block, mixer=kind()))
+    yield from (replace(TINY, position=position) for position in BIASES)
+    mixers = [kind() for kind in MIXERS.values()]
+    for mixer in [*mixers, Attention(bias=False), Attention(input_bias=False), Attention(key_bias=False)]:
+        yield replace(TINY, block=replace(TINY.block, mixer=mixer))
+    for mlp in [kind() for kind in FEED_FORWARDS.values()] + [MLP("erf"), MLP("quick")]:
+        yield replace(TINY, block=replace(TINY.block, mlp=mlp))
     for kind in POOLS.values():
         yield from (replace(TINY, pool=kind()), replace(TINY, pool=kind(registers=1)))
+    for first in (True, False):
+        yield replace(TINY, pool=GlobalAverage(1, class_tokens=1, norm_first=first))
+    yield from (replace(TINY, head=head) for head in heads())
+    yield replace(TINY, pool=DistilledToken(), head=TwoHeads(7))
+    yield replace(TINY, pool=DistilledToken(alone=True), head=Features(7, tanh=True))
+    yield replace(TINY, tokenizer=LinearPatches((8, 8), bias=False))
+
+
+def heads():
     for kind in HEADS.values():
-        yield replace(TINY, head=kind(classes=7))
+        yield Features(7) if kind is Features else kind(classes=7)
 
 
 def test_every_family_and_position_is_tried():
-    assert {type(value) for value in POSITION_VALUES} == set(POSITIONS.values())
+    assert {type(value) for value in POSITION_VALUES + BIASES} == set(POSITIONS.values())
     assert {type(config) for config in configs()} == set(FAMILIES.values())
 
 
@@ -57,7 +84,7 @@ def described(config):
     return "-".join(
         f"{getattr(config, name)}" for name in ("tokenizer", "position", "pool", "head", "trunk")
         if hasattr(config, name) and getattr(config, name) != getattr(TINY, name, None)
-    ) or type(config.block.mixer).__name__  # fmt: skip
+    ) or f"{config.block.mixer}-{config.block.mlp}"  # fmt: skip
 
 
 @pytest.mark.parametrize("config", list(configs()), ids=described)
@@ -75,8 +102,12 @@ def test_contract(config):
         name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
     }
     # Only the class token's row of the last layer is read, and pairs with a class token have no offset.
-    unread = getattr(config, "position", None) == Relative1D("every-layer") and isinstance(config.pool, ClassToken)
-    assert silent == ({"position.keys.2"} if unread else set())
+    unread = set()
+    if isinstance(config, ViTConfig) and isinstance(config.pool, ClassToken):
+        unread |= {"position.keys.2"} if config.position == Relative1D("every-layer") else set()
+        if isinstance(config.block.mixer, QuadraticAttention):
+            unread |= {f"blocks.2.mixer.scores.{name}" for name in ("spreads", "centres")}
+    assert silent == unread
     larger = torch.randn(1, 3, 48, 24)
     with torch.no_grad():
         resized = model(larger)
@@ -84,7 +115,7 @@ def test_contract(config):
         torch.testing.assert_close(resized, baked(larger), rtol=1e-5, atol=1e-5)
         assert baked.config.image_size == (48, 24)
         assert {name: tuple(value.shape) for name, value in baked.state_dict().items()} == expected_shapes(baked.config)
-        if not isinstance(config, ViTConfig) or not isinstance(config.block.mixer, Attention):
+        if not config.attends:
             with pytest.raises(UsageError, match="no attention"):
                 model.capture("attention")
             return
@@ -95,7 +126,7 @@ def test_contract(config):
         torch.testing.assert_close(entry.weights.sum(-1), torch.ones_like(entry.weights[..., 0]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("position", [NoPosition(), *POSITION_VALUES[1:]], ids=str)
+@pytest.mark.parametrize("position", POSITION_VALUES, ids=str)
 def test_only_a_bag_of_patches_ignores_the_order(position):
     """Exchanging two patches changes the logits, unless there are no positions."""
     model = stirred(replace(TINY, position=position, pool=GlobalAverage()), scale=0.5)
@@ -193,6 +224,8 @@ def test_axis_names_are_unique_and_unknown_ones_get_hints():
 
 def test_impossible_sizes_are_refused():
     with pytest.raises(UsageError, match="do not divide"):
-        Size(30, 1, 4, 10)
+        replace(TINY, size=Size(30, 1, 4, 10))
+    with pytest.raises(UsageError, match="positive"):
+        Size(30, 0, 1, 10)
     with pytest.raises(UsageError, match="sine-cosine"):
         build(replace(TINY, size=Size(6, 1, 1, 8), position=SineCosine()), 0)

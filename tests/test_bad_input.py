@@ -237,17 +237,19 @@ def test_sizes_that_the_patch_does_not_divide_name_the_nearest(refused, pictures
 def test_models_that_are_none(refused, pictures, run, tmp_path):
     picture = next(pictures.rglob("*.png"))
     assert "nowhere does not exist" in refused(1, "VT078", "predict", "nowhere", picture)
-    assert "is of no format that Vitrail reads" in refused(1, "VT077", "eval", pictures)
+    assert "has no weights" in refused(1, "VT077", "eval", pictures)
     assert "is of no format that Vitrail reads" in refused(1, "VT077", "predict", picture, picture)
     assert "has no split 'tset'" in refused(3, "VT010", "eval", run, "--split", "tset")
     (tmp_path / "young" / "checkpoints").mkdir(parents=True)
     assert "no finished checkpoint yet" in refused(1, "VT079", "predict", "young", picture)
     shutil.copytree(run / "checkpoints" / "step-12", tmp_path / "cut")
+    processor = (tmp_path / "cut" / "preprocessor_config.json").read_bytes()
+    (tmp_path / "cut" / "preprocessor_config.json").unlink()
+    assert "preprocessor_config.json" in refused(1, "VT076", "predict", "cut", picture)
+    (tmp_path / "cut" / "preprocessor_config.json").write_bytes(processor)
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     assert "not a whole .safetensors file" in refused(1, "VT070", "predict", "cut", picture)
-    (tmp_path / "cut" / "preprocessor_config.json").unlink()
-    assert "preprocessor_config.json" in refused(1, "VT076", "predict", "cut", picture)
 
 
 class Bomb:

@@ -312,7 +312,9 @@ def test_every_verb_is_known_to_these_tests():
         "report",
         "compare",
         "models",
+        "convert",
         "doctor",
         "data",
     }
+    assert verbs(app["models"]) == ["inspect"]
     assert verbs(app["data"]) == ["check", "preview", "split", "fetch"]

@@ -186,7 +186,7 @@ def test_changes_by_name():
         ({"optimizer": "adam", "optimizer.lr": "1"}, ["'adam'", "adamw"]),
         ({"optimizer": "{}", "optimizer.lr": "1"}, ["optimizer.lr", '"type"']),
         ({"optimizer": "sgd", "optimizer.betas": "[0, 0]"}, ["'betas'", "known: lr, momentum"]),
-        ({"model": "{}", "model.size.dim": "3"}, ["size has no parts"]),
+        ({"model": "{}", "model.size.dim": "3"}, ["\"type\": one of vit, resnet"]),
         ({"model": "null"}, ["model", "None"]),
         ({"optimizer.lr": "NaN"}, ["optimizer.lr", "finite"]),
         ({"optimizer.lr": "1e999"}, ["optimizer.lr", "finite"]),

@@ -110,7 +110,7 @@ def table_of_errors():
 def raised():
     """Every code of the sources with the exit status of the class that carries it."""
     classes = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
-    classes["CheckpointError"] = CheckpointError
+    classes |= dict.fromkeys(("CheckpointError", "Misfit", "Refused"), CheckpointError)
     found = {}
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -18,17 +18,21 @@ FROZEN = {
     "report": {"--json"},
     "compare": {"--split", "--out", "--json"},
     "models": {"--image-size", "--json"},
+    "models inspect": {"--image-size", "--json"},
+    "convert": {"--format", "--image-size", "--json"},
     "doctor": {"--json"},
 }
 
 
 def verbs_of(command, prefix=""):
-    """Every verb that does something, with the flags it takes; a family such as `data` is not one itself."""
+    """Every verb that does something, with the flags it takes; a family such as `data` is not one itself, `models` is."""
     found = {}
     for name in (name for name in command if not name.startswith("-")):
         inner = verbs_of(command[name], f"{prefix}{name} ")
-        arguments = [] if inner else command[name].assemble_argument_collection()
-        found |= inner or {prefix + name: {flag for a in arguments for flag in a.names if flag.startswith("--")}}
+        found |= inner
+        if command[name].default_command is not None:
+            arguments = command[name].assemble_argument_collection()
+            found[prefix + name] = {flag for a in arguments for flag in a.names if flag.startswith("--")}
     return found
 
 

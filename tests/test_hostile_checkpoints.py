@@ -137,7 +137,7 @@ def test_more_weights_than_memory_are_refused_before_reading(tmp_path, monkeypat
 
 def test_a_folder_that_lacks_a_part_or_is_cut(tmp_path, checkpoint):
     whole = vitrail.save(checkpoint, tmp_path / "whole")
-    for name, code in (("config.json", "VT077"), ("model.safetensors", "VT077"), ("preprocessor_config.json", "VT076")):
+    for name, code in (("config.json", "VT075"), ("model.safetensors", "VT077"), ("preprocessor_config.json", "VT076")):
         folder = Path(shutil.copytree(whole, tmp_path / f"no-{name}"))
         (folder / name).unlink()
         assert name in refused(code, folder)
@@ -181,9 +181,9 @@ def test_absurd_sizes_are_refused_at_once(tmp_path, checkpoint, key, value):
     refused("VT076", edited(folder, lambda data: data["vitrail"]["model"]["size"].update({key: value})))
 
 
-HOSTILE = {"VT063": ["", "not JSON", "[" * 100_000, '{"a":' * 100_000, "{}" * 2], "VT077": ["[]", "3", "null", "{}"]}
+HOSTILE = {"VT063": ["", "not JSON", "[" * 100_000, '{"a":' * 100_000, "{}" * 2], "VT075": ["[]", "3", "null", "{}"]}
 CHANGES = {
-    "another model type": ("VT077", lambda data: data.update(model_type="swin")),
+    "another model type": ("VT075", lambda data: data.update(model_type="swin")),
     "no model": ("VT076", lambda data: data["vitrail"].pop("model")),
     "a list for Vitrail's part": ("VT076", lambda data: data.update(vitrail=[1])),
     "an unknown position": ("VT076", lambda data: data["vitrail"]["model"].update(position={"type": "nowhere"})),

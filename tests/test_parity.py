@@ -56,7 +56,7 @@ def test_the_other_gelu_or_epsilon_would_be_noticed(parity, parity_path, name):
     """The tolerance separates the official numerics from their usual confusions."""
     arrays, model = parity(f"{name}.io"), load(parity_path, name)
     for block in model.blocks:
-        block.mlp.approximate = "none"
+        block.mlp.activate = torch.nn.functional.gelu
     with torch.no_grad():
         assert np.abs(model(images_of(arrays)).numpy() - arrays["logits"]).max() > 2 * tolerance(name)
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import vitrail
+from official import formats_of
 from test_parity import images_of, tolerance
 from vitrail.checkpoints import official_npz
 from vitrail.checkpoints.checkpoint import expected_shapes
-from vitrail.checkpoints.loading import FORMATS, at_size, read
+from vitrail.checkpoints.loading import at_size, read
 from vitrail.model.backbone import Backbone
 from vitrail.model.heads import TanhHead
 from vitrail.model.positions import resample
@@ -162,7 +163,7 @@ def test_round_trip_is_bit_exact(parity, parity_path, tmp_path, name):
     checkpoint = read(parity_path(file), size_of(name))
     wanted = "bit-npz" if ".tfnames" in name else next(FORMAT[key] for key in FORMAT if name.startswith(key))
     assert checkpoint.provenance["format"] == wanted
-    assert [module.NAME for module in FORMATS if module.recognises(parity_path(file))] == [wanted]
+    assert formats_of(parity_path(file)) == [wanted]
     vitrail.save(checkpoint, tmp_path / "again.npz")
     original, again = parity(file), dict(np.load(tmp_path / "again.npz"))
     assert original.keys() == again.keys()

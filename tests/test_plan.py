@@ -101,3 +101,27 @@ def test_shortage_is_told_from_other_faults(error, short):
 def test_a_run_writes_down_what_it_took(run):
     status = json.loads((run / "status.json").read_text())
     assert status["seconds"] > 0 and status["peak_memory_bytes"] >= status["memory_growth_bytes"] >= 0
+
+
+def test_the_command_prints_one_object_and_writes_nothing(pictures, tmp_path, vitrail_command):
+    asked = vitrail_command("train", pictures, "--out", tmp_path / "run", "--plan", "--json", *tiny.flags())
+    assert asked.status == 0 and not (tmp_path / "run").exists()
+    found = json.loads(asked.out)
+    assert found["images"].keys() == {"train", "val", "test"} and found["classes"] == 2
+    assert sum(part["seconds"] for part in found["parts"]) == pytest.approx(found["seconds"], rel=0.01)
+    assert found["disk_bytes"] > found["parameters"] * 4 and found["run"]["training"]["batch_size"] == 8
+    shown = vitrail_command("train", pictures, "--out", tmp_path / "run", "--plan", *tiny.flags())
+    for words in ("Data", "Model", "Recipe", "Cost", "Beat", "nearest neighbours"):
+        assert words in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 80 + len(str(pictures))
+
+
+def test_a_finished_run_costs_nothing_more(run, pictures, tmp_path):
+    asked = Asked(settings=tiny.SETTINGS)
+    assert plan(str(pictures), run, asked, Machine("cpu")).to_json()["state"] == "done"
+    assert plan(str(pictures), tmp_path / "run", asked, Machine("cpu")).to_json()["state"] == "new"
+
+
+def test_weights_to_start_from_are_named(run, pictures, tmp_path):
+    found = plan(str(pictures), tmp_path / "run", Asked(weights=str(run)), Machine("cpu"))
+    assert str(run) in plan_text(found.to_json()) and found.to_json()["run"]["weights"] == str(run)

@@ -45,6 +45,7 @@ PARAMETERS = {
     "Mixer-L/32": 206_939_264,
     "Mixer-L/16": 208_196_168,
     "Mixer-H/14": 432_350_952,
+    "Cordonnier": 12_484_634,
     "R50x1": 25_549_352,
     "R50x2": 97_988_712,
     "R50x3": 217_319_080,
@@ -100,6 +101,13 @@ def test_mixers_from_their_parts(name):
     assert PARAMETERS[name] == total
 
 
+def test_the_quadratic_network_from_its_parts():
+    """Patches, six layers (centre and spread a head, two dense layers, MLP, two norms), the last norm, the classifier."""
+    attention = 9 * 3 + (9 * 400 + 1) * 400 + 401 * 400
+    layer = attention + 401 * 512 + 513 * 400 + 4 * 400
+    assert PARAMETERS["Cordonnier"] == 13 * 400 + 6 * layer + 2 * 400 + 401 * 1000
+
+
 def test_the_sequence_of_a_hybrid_has_the_length_of_its_stride():
     """R+ViT-Ti/16 is cut into pieces of 32 px, whatever its name says."""
     lengths = {name: cost(named(name)).tokens for name in HYBRIDS}
@@ -130,6 +138,8 @@ def test_the_largest_two_from_their_parts(name):
         replace(named("Mixer-S/16"), pool=GlobalAverage(registers=2)),
         resnet("R50x1", image_size=(64, 50)),
         ResNetConfig(PostActivation((2, 1)), ProjectedHead(10, 30), (45, 64), 1),
+        named("Cordonnier", image_size=(32, 24)),
+        replace(named("Cordonnier", image_size=(32, 24)), pool=GlobalAverage(registers=2)),
     ],
     ids=[
         "ViT",
@@ -142,6 +152,8 @@ def test_the_largest_two_from_their_parts(name):
         "Mixer",
         "v2",
         "v1",
+        "quadratic",
+        "quadratic and registers",
     ],
 )
 def test_flops_equal_what_torch_counts(config):
@@ -153,14 +165,18 @@ def test_flops_equal_what_torch_counts(config):
     assert cost(config).flops == counter.get_total_flops()
 
 
+_CORDONNIER = named("Cordonnier", 10, (24, 32))
+UNDROPPED = replace(_CORDONNIER, block=replace(_CORDONNIER.block, dropout=0.0))
+
+
 @pytest.mark.parametrize(
     "config",
     [
         named("ViT-Ti/16", classes=10, image_size=(112, 112)), named("R26+ViT-S/32", classes=10, image_size=(96, 64)),
         named("Mixer-S/16", classes=10, image_size=(96, 96)), resnet("R50x1", 10, (64, 64)),
-        ResNetConfig(PostActivation((2, 1, 1)), LinearHead(10), (64, 64)),
+        ResNetConfig(PostActivation((2, 1, 1)), LinearHead(10), (64, 64)), UNDROPPED,
     ],
-    ids=["ViT", "hybrid", "Mixer", "ResNet v2", "ResNet v1"],
+    ids=["ViT", "hybrid", "Mixer", "ResNet v2", "ResNet v1", "quadratic"],
 )  # fmt: skip
 def test_activation_bytes_are_near_what_autograd_keeps(config):
     """Analytic, for fused attention; small vectors (means, softmax sums, dropout masks) are left out of the count.

@@ -15,6 +15,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from vitrail import __version__
+from vitrail.configuration import assignments, parse_size
 from vitrail.errors import Interrupted, UsageError, VitrailError, nearest
 
 app = cyclopts.App(
@@ -25,6 +26,8 @@ app = cyclopts.App(
 )
 data_app = cyclopts.App(name="data", help="Look at data, divide them, get data sets.")
 app.command(data_app)
+models_app = cyclopts.App(name="models", help="The models by name; what a file of weights holds.")
+app.command(models_app)
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of text.")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", help="Print no progress.")]
@@ -32,6 +35,7 @@ Plan = Annotated[
     bool, Parameter(name="--plan", negative="", help="Show what would happen and what it costs; write nothing.")
 ]
 Out = Annotated[Path | None, Parameter(help="The run folder.")]
+Model = Annotated[Path, Parameter(help="Run folder, model folder or file of weights.")]
 Page = Annotated[Path | None, Parameter(help="Write it as a page too, PAGE.html.")]
 Data = Annotated[str, Parameter(help="Folder, CSV file or built-in set.")]
 Sheet = Annotated[Path, Parameter(help="The drawing, SHEET.png.")]
@@ -41,6 +45,7 @@ Overwrite = Annotated[bool, Parameter(negative="", help="Start over where the fo
 Device = Annotated[str, Parameter(help="auto, cpu or cuda.")]
 Sets = Annotated[list[str], Parameter(name="--set", negative="", help="KEY=VALUE, any key of the plan; repeatable.")]
 Files = Annotated[list[str], Parameter(negative="", allow_leading_hyphen=True)]  # for "-", standard input
+Format = Annotated[str | None, Parameter(name="--format", help="A name of docs/formats.md; default: what fits TARGET.")]
 Heads = Annotated[list[int], Parameter(negative="")]
 Size = Annotated[str | None, Parameter(name="--image-size", help="Pixels: 224, or HEIGHTxWIDTH.")]
 
@@ -98,7 +103,7 @@ def train(
     model
         A name of `vitrail models`; default: chosen by the pictures' size.
     weights
-        Start from this checkpoint (run folder, model folder or official .npz).
+        Start from these weights: a run folder, a model folder or a file of any known format.
     lr
         Learning rate of the recipe's optimizer.
     workers
@@ -111,7 +116,7 @@ def train(
     from vitrail.training.trackers import named
 
     trackers = named(track) if track is not None else ()
-    settings = {"training.seed": str(seed), **_assignments(set_)}
+    settings = {"training.seed": str(seed), **assignments(set_)}
     for key, value in (("training.epochs", epochs), ("training.batch_size", batch_size), ("optimizer.lr", lr)):
         if value is not None:
             settings[key] = str(value)
@@ -122,15 +127,13 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    model: Path, /, *, data: str | None = None, split: str = "test", image_size: Size = None, out: Out = None,
+    model: Model, /, *, data: str | None = None, split: str = "test", image_size: Size = None, out: Out = None,
     device: Device = "auto", json_: Json = False,
 ) -> int:  # fmt: skip
     """Measure a model: top-1, top-5, interval, baselines, predictions.csv.
 
     Parameters
     ----------
-    model
-        Run folder, model folder or official .npz.
     data
         Folder, CSV file or built-in set; default: the data the run was trained on.
     split
@@ -145,15 +148,13 @@ def evaluate(
 
 @app.command
 def predict(
-    model: Path, files: Files = [], /, *, image_size: Size = None, top: int = 1, device: Device = "auto",  # noqa: B006
+    model: Model, files: Files = [], /, *, image_size: Size = None, top: int = 1, device: Device = "auto",  # noqa: B006
     json_: Json = False,
 ) -> int:  # fmt: skip
     """Predict pictures: files, folders, patterns such as "new/*.png", or - for standard input. One line per picture.
 
     Parameters
     ----------
-    model
-        Run folder, model folder or official .npz.
     files
         What to predict; - reads one picture, or a list of paths, one a line, from standard input.
     top
@@ -168,15 +169,13 @@ def predict(
 
 @app.command
 def explain(
-    model: Path, picture: Path, /, *, layer: int | None = None, head: Heads = [], query: str | None = None,  # noqa: B006
+    model: Model, picture: Path, /, *, layer: int | None = None, head: Heads = [], query: str | None = None,  # noqa: B006
     out: Path | None = None, image_size: Size = None, device: Device = "auto", json_: Json = False,
 ) -> int:  # fmt: skip
     """Show where a model looks in a picture: attention through all layers (rollout), or of one layer.
 
     Parameters
     ----------
-    model
-        Run folder, model folder or official .npz.
     picture
         The picture.
     layer
@@ -223,12 +222,36 @@ def compare(a: Path, b: Path, /, *, split: str = "test", out: Page = None, json_
     return run_compare(a, b, split, out, json_)
 
 
-@app.command
+@models_app.default
 def models(*, image_size: Size = None, json_: Json = False) -> int:
     """List the models with their tokens, parameters, FLOPs and activation memory."""
     from vitrail.commands.information import run_models
 
     return run_models(parse_size(image_size), json_)
+
+
+@models_app.command
+def inspect(file: Model, /, *, image_size: Size = None, json_: Json = False) -> int:
+    """Say what a file of weights is: format, model, numerics, preprocessing, hash, what is missing or left over."""
+    from vitrail.commands.weights import run_inspect
+
+    return run_inspect(file, parse_size(image_size), json_)
+
+
+@app.command
+def convert(
+    source: Model, target: Path, /, *, format_: Format = None, image_size: Size = None, json_: Json = False
+) -> int:
+    """Write weights in another format, and prove by logits that they are the same model.
+
+    Parameters
+    ----------
+    target
+        The new file, or a folder where it has no suffix; nothing is overwritten.
+    """
+    from vitrail.commands.weights import run_convert
+
+    return run_convert(source, target, format_, parse_size(image_size), json_)
 
 
 @app.command
@@ -295,28 +318,6 @@ def fetch(name: str, /, *, out: Out = None, origin: str | None = None) -> int:
     from vitrail.commands.data import run_fetch
 
     return run_fetch(name, out, origin)
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """ "224" or "224x320" to (height, width)."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and 0 < int(part) <= 16384 for part in parts):
-        raise UsageError(
-            "VT002", f"--image-size {text}", "pixels, or HEIGHTxWIDTH", "--image-size 224, or --image-size 224x320"
-        )
-    return int(parts[0]), int(parts[-1])
-
-
-def _assignments(texts: list[str]) -> dict[str, str]:
-    pairs = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UsageError("VT002", f"--set {text}", "KEY=VALUE, e.g. --set training.clip=0.5")
-        pairs[key] = value
-    return pairs
 
 
 def _usage_error(error: cyclopts.CycloptsError) -> UsageError:

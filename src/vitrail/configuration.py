@@ -208,3 +208,26 @@ def _decode_scalar(kind: Any, data: Any, path: str) -> Any:
 
 def _wrong(path: str, data: Any, expected: str) -> UsageError:
     return UsageError("VT003", f"{path}: got {data!r} ({type(data).__name__})", expected)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """ "224" or "224x320" to (height, width)."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and 0 < int(part) <= 16384 for part in parts):
+        raise UsageError(
+            "VT002", f"--image-size {text}", "pixels, or HEIGHTxWIDTH", "--image-size 224, or --image-size 224x320"
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+def assignments(texts: list[str]) -> dict[str, str]:
+    """What `--set KEY=VALUE` says, for `changed`."""
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError("VT002", f"--set {text}", "KEY=VALUE, e.g. --set training.clip=0.5")
+        pairs[key] = value
+    return pairs

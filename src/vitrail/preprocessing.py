@@ -12,6 +12,8 @@ from vitrail.errors import DataError
 from vitrail.images import Interpolation, Picture, resized
 
 Pixels = TypeVar("Pixels")
+Rounding = Literal["none", "down", "nearest"]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of PyTorch's programs
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,12 @@ class Preprocessing:
     Attributes:
         image_size: (height, width) that the model reads.
         channels: 3 for colour, 1 for grey.
-        fit: "stretch" resizes to the size and ignores the aspect (the official evaluation); "crop" cuts a centred window
-            of the size's aspect that covers `crop_share` of the picture's shorter side.
+        fit: "stretch" ignores the aspect (the official evaluation); "crop" keeps it, in a centred window of the size's.
+        crop_share: of the picture's shorter side that this window covers; of each side where it is stretched.
         mean, std: per channel, in units of [0, 1].
+        rounding: programs that resize first and cut then do both in whole pixels: the sides are cut to whole numbers, and
+            the window begins at the pixel below ("down", Hugging Face) or next to ("nearest", torchvision and timm) its
+            place; "none" cuts and resizes in one step, at fractions of a pixel.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -33,6 +38,7 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    rounding: Rounding = "none"
 
     def __post_init__(self) -> None:
         if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
@@ -41,23 +47,40 @@ class Preprocessing:
                 f"mean {self.mean} and std {self.std} for {self.channels} channels",
                 "one positive std a channel",
             )
+        if not 0 < self.crop_share <= 1:
+            raise DataError("VT034", f"crop_share is {self.crop_share}", "above 0, and at most 1, the whole side")
 
     def __call__(self, picture: Picture) -> NDArray[np.uint8]:
         """A picture, uint8 height width channels, as the model's size: uint8, channels height width."""
-        box = self.window(picture.shape[:2]) if self.fit == "crop" else None
+        box = None if (self.fit, self.crop_share) == ("stretch", 1.0) else self.window(picture.shape[:2])
         fitted = resized(picture, self.image_size, self.interpolation, box)
         return np.array(fitted.transpose(2, 0, 1), order="C")  # a copy: Pillow's own arrays cannot be written
 
     def window(self, size: tuple[int, ...]) -> tuple[float, float, float, float]:
         """What the model sees of a picture of (height, width): left, top, right, bottom in the picture's pixels."""
         height, width = size
-        if self.fit == "stretch":
-            return 0.0, 0.0, float(width), float(height)
-        aspect = self.image_size[0] / self.image_size[1]
-        tall = min(height, width * aspect) * self.crop_share
-        wide = min(tall / aspect, width)  # rounding must not put an edge outside
-        top, left = (height - tall) / 2, (width - wide) / 2
-        return left, top, width - left, height - top
+        tall, wide = height, width
+        if self.fit == "crop":
+            aspect = self.image_size[0] / self.image_size[1]
+            tall = min(height, width * aspect)
+            wide = min(tall / aspect, width)  # rounding must not put an edge outside
+        sides = zip((height, width), (tall, wide), self.image_size, strict=True)
+        (top, bottom), (left, right) = (self._cut(*side) for side in sides)
+        return left, top, right, bottom
+
+    def _cut(self, side: int, largest: float, pixels: int) -> tuple[float, float]:
+        """Where the window begins and ends on a side whose middle `largest` would be all of it.
+
+        Pillow's resize of a window reads beyond its edges, so that it gives what cutting the resized picture gives; only
+        the cut is ever made, however long the other side of a picture is.
+        """
+        if self.rounding == "none":
+            cut = largest * self.crop_share
+            return (side - cut) / 2, side - (side - cut) / 2
+        whole = round(pixels / self.crop_share)  # of `largest`, resized
+        resized_side = max(int(whole * side / largest), pixels)
+        start = (resized_side - pixels) // 2 if self.rounding == "down" else round((resized_side - pixels) / 2)
+        return start * side / resized_side, (start + pixels) * side / resized_side
 
     def normalise(self, images: Pixels) -> Pixels:
         """uint8 batch channels height width to float32, in NumPy or torch: (images / 255 - mean) / std."""

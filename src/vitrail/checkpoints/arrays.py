@@ -6,7 +6,8 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from abc import ABC
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from vitrail.errors import VitrailError
 
 MAX_ARRAYS = 100_000
 _HEADER_BYTES = 64 * 2**10  # NumPy itself refuses headers of more than 10,000 bytes, but only after reading them
+COMMENT_KEY = "vitrail"  # of the metadata of a .safetensors file
+KINDS = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool", "I8": "int8",
+    "I16": "int16", "I32": "int32", "I64": "int64", "U8": "uint8",
+}  # fmt: skip
 _BFLOAT16 = np.dtype("V2")  # NumPy does not know bfloat16 and keeps it as raw bytes
 
 
@@ -25,16 +31,48 @@ class CheckpointError(VitrailError):
     """A file of weights that cannot be used."""
 
 
-class NpzArrays(Mapping[str, NDArray[Any]]):
-    """The arrays of an .npz file. Headers are checked against the file before any memory is taken.
+class Misfit(CheckpointError):
+    """Arrays that are not those of the model; `lines` has every one, the message the first."""
+
+    lines: tuple[str, ...] = ()
+
+
+class Arrays(Mapping[str, Any], ABC):
+    """Named arrays of a file: NumPy's or torch's, each read when it is asked for.
 
     Attributes:
-        shapes: of every array, as its header says; () where there is no header.
+        shapes: of every array, as the file says; () where it says none.
+        kinds: the type of its numbers, as text: "float32".
         unreadable: name -> why this array will not be read: objects, no numbers, a header that lies.
+        comment: what Vitrail may have written beside the arrays.
+        others: name -> what is there too and is no array.
+        files: that have them.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.kinds: dict[str, str] = {}
+        self.unreadable: dict[str, str] = {}
+        self.comment = b""
+        self.others: dict[str, str] = {}
+        self.files: tuple[Path, ...] = (path,)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own reads the array
+        return name in self.shapes
+
+
+class NpzArrays(Arrays):
+    """The arrays of an .npz file. Headers are checked against the file before any memory is taken."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         try:
             self._archive = zipfile.ZipFile(path)
         except Exception as error:  # a damaged directory may raise anything
@@ -44,8 +82,6 @@ class NpzArrays(Mapping[str, NDArray[Any]]):
         if len(members) > MAX_ARRAYS:
             raise CheckpointError("VT071", f"{path} lists {len(members):,} arrays", f"at most {MAX_ARRAYS:,}")
         self._members: dict[str, zipfile.ZipInfo] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.unreadable: dict[str, str] = {}
         for info in members:
             name = info.filename.removesuffix(".npy")
             problem = self._examine(name, info)
@@ -57,7 +93,7 @@ class NpzArrays(Mapping[str, NDArray[Any]]):
 
     def _examine(self, name: str, member: zipfile.ZipInfo) -> str | None:
         """Notes the shape, and says what speaks against reading the array."""
-        self.shapes[name] = ()
+        self.shapes[name], self.kinds[name] = (), "unknown"
         try:
             with self._archive.open(member) as file:
                 start = BytesIO(file.read(_HEADER_BYTES))
@@ -70,7 +106,7 @@ class NpzArrays(Mapping[str, NDArray[Any]]):
             return str(error) or type(error).__name__
         if min(shape, default=0) < 0:
             return f"a shape of {shape}"
-        self.shapes[name] = shape
+        self.shapes[name], self.kinds[name] = shape, "bfloat16" if dtype == _BFLOAT16 else str(dtype)
         if dtype.hasobject:
             return "an array of Python objects, which are never unpickled"
         if dtype.kind not in "fiu" and dtype != _BFLOAT16:
@@ -90,23 +126,26 @@ class NpzArrays(Mapping[str, NDArray[Any]]):
             return array
         return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)  # the upper half of a float32
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._members)
 
-    def __len__(self) -> int:
-        return len(self._members)
-
-
-class SafetensorsArrays(Mapping[str, Any]):
-    """The tensors of a .safetensors file, as torch tensors."""
+class SafetensorsArrays(Arrays):
+    """The tensors of a .safetensors file, as torch tensors that stay in the file until they are used."""
 
     def __init__(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open
 
-        self.path = path
+        super().__init__(path)
         try:
             self._file = safe_open(str(path), framework="pt")
-            self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
+            names = self._file.keys()
+            if len(names) > MAX_ARRAYS:
+                raise CheckpointError("VT071", f"{path} lists {len(names):,} arrays", f"at most {MAX_ARRAYS:,}")
+            for name in names:
+                part = self._file.get_slice(name)
+                self.shapes[name], kind = tuple(part.get_shape()), part.get_dtype()
+                self.kinds[name] = KINDS.get(kind, kind)
+                if kind not in KINDS:
+                    self.unreadable[name] = f"an array of type {kind}"
+            self.comment = (self._file.metadata() or {}).get(COMMENT_KEY, "").encode()
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 "VT070", f"{path} is not a whole .safetensors file: {error}", "a file that was written to its end"
@@ -115,11 +154,26 @@ class SafetensorsArrays(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         return self._file.get_tensor(name)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
 
-    def __len__(self) -> int:
-        return len(self.shapes)
+class JoinedArrays(Arrays):
+    """Several files that together are one: the shards of a large model."""
+
+    def __init__(self, path: Path, parts: Sequence[Arrays]) -> None:
+        super().__init__(path)
+        self._homes: dict[str, Arrays] = {}
+        for part in parts:
+            for name in part:
+                if name in self._homes:
+                    self.unreadable[name] = f"both {self._homes[name].path.name} and {part.path.name} have it"
+                self._homes[name] = part
+            self.shapes |= part.shapes
+            self.kinds |= part.kinds
+            self.unreadable |= part.unreadable
+            self.others |= part.others
+        self.files = tuple(part.path for part in parts)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._homes[name][name]
 
 
 def write_safetensors(tensors: Mapping[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -141,7 +195,7 @@ def check_names(
     """Compares names and shapes and lists everything that is wrong at once.
 
     Raises:
-        CheckpointError: VT073 with the missing, extra, misshapen and unreadable arrays.
+        Misfit: VT073 with the missing, extra, misshapen and unreadable arrays.
     """
     refused = unreadable or {}
     lines = [f"missing     {name} {wanted[name]}" for name in wanted if name not in found]
@@ -154,10 +208,12 @@ def check_names(
     lines += [f"unreadable  {name}: {reason}" for name, reason in refused.items()]
     if lines:
         more = f"\n  ... and {len(lines) - 40} more" if len(lines) > 40 else ""
-        raise CheckpointError(
+        error = Misfit(
             "VT073", f"{path} does not fit its model:\n  " + "\n  ".join(lines[:40]) + more,
             "every array of the model, in its shape, and no other",
         )  # fmt: skip
+        error.lines = tuple(lines)
+        raise error
 
 
 def check_memory(path: Path, shapes: Iterable[tuple[int, ...]]) -> None:

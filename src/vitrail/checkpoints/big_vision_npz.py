@@ -16,17 +16,13 @@ from typing import Any
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.entries import (
     Entry,
-    Family,
-    Listing,
     attention,
     dense,
-    differing,
-    listing,
-    names_in,
     norm,
     patches,
     same,
 )
+from vitrail.checkpoints.family import Family, differing, in_a_row
 from vitrail.checkpoints.flax_names import (
     LINEN,
     POSITIONS,
@@ -35,17 +31,17 @@ from vitrail.checkpoints.flax_names import (
     encoder_entries,
     head_entries,
     head_of,
-    in_a_row,
     mlp_entries,
     program_of,
     respelled,
     stages_of,
-    trained_size,
     trunk_entries,
+    unstacked,
     untrained,
 )
+from vitrail.checkpoints.listing import Listing
 from vitrail.model.backbone import BackboneConfig
-from vitrail.model.heads import Head, LinearHead, TanhHead
+from vitrail.model.heads import Features, Head, LinearHead, TanhHead
 from vitrail.model.pools import AttentionPool, ClassToken, GlobalAverage, Pool
 from vitrail.model.positions import Learned1D, Position, SineCosine
 from vitrail.model.resnet import ResNetConfig
@@ -55,29 +51,33 @@ from vitrail.model.vit import Size, ViTConfig
 from vitrail.preprocessing import Preprocessing
 
 NAME = "big-vision-npz"
+CONTAINERS = (".npz",)
 STATED = (
     "GELU tanh, epsilon 1e-6 (bit_paper: 1e-5), no border around max-pooling, pixels in [-1, 1], "
     "the middle 224/256 of the picture, 224 px where no positions say otherwise"
 )
 _TABLE, _PROBE = "pos_embedding", "MAPHead_0"
+_TOWER = "img/"  # SigLIP's files hold a tower for texts beside it
 _PAPER = replace(BIT, border="nothing")
 
 
-def recognises(path: Path) -> bool:
-    return program_of(names_in(path)) == NAME
+def recognises(found: Listing) -> bool:
+    return program_of(found.inside(_TOWER).names) == NAME
 
 
-def to_native(path: Path, image_size: tuple[int, int] | None = None) -> Checkpoint:
+def to_native(found: Listing, image_size: tuple[int, int] | None = None) -> Checkpoint:
     """Reads a model of big_vision, also as older versions of it named the positions and the attention pool.
 
+    Of SigLIP it is the tower for images. A ViT without a last layer gives features.
+
     Args:
-        path: the .npz file.
+        found: the arrays of the file.
         image_size: (height, width) of its training, where it cannot be told.
 
     Raises:
         CheckpointError: no such model, or missing, extra, misshapen or object arrays, all listed together.
     """
-    found = respelled(listing(path), LINEN).spelled(_today)
+    found = respelled(unstacked(found.inside(_TOWER)), LINEN).spelled(_today)
     paper = any(name.startswith(("root_block/", "norm-pre-head/")) for name in found.names)
     return _FAMILY.read(either_rank(found, ones=paper), image_size)
 
@@ -88,7 +88,7 @@ def from_native(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         CheckpointError: VT074, the format has no place for this model.
     """
-    _FAMILY.write(checkpoint, path, obstacles(checkpoint.config))
+    _FAMILY.write(checkpoint, path)
 
 
 def obstacles(config: BackboneConfig[Any]) -> list[str]:
@@ -112,6 +112,7 @@ def obstacles(config: BackboneConfig[Any]) -> list[str]:
         )
     pool = type(config.pool)() if isinstance(config.pool, (ClassToken, GlobalAverage, AttentionPool)) else ClassToken()
     head = config.head if isinstance(config.head, (LinearHead, TanhHead)) else linear
+    head = Features() if isinstance(config.head, Features) else head
     tokenizer = config.tokenizer if isinstance(config.tokenizer, LinearPatches) else LinearPatches()
     block = untrained(config.block)
     held = replace(config, tokenizer=tokenizer, position=position, block=block, pool=pool, head=head)
@@ -139,10 +140,13 @@ def _vit(found: Listing) -> ViTConfig:
         pool = ClassToken()
     block = "Transformer/encoderblock_0/"
     query, hidden = f"{block}{LINEN.attention}/query/kernel", f"{block}{LINEN.mlp}/Dense_0/kernel"
-    ranks = {"embedding/kernel": 4, query: 3, hidden: 2, "head/kernel": 2}
+    head: Head = TanhHead(1, 1) if "pre_logits/kernel" in shapes else LinearHead(1)
+    if not any(name.startswith(("head/", "pre_logits/")) for name in shapes):
+        head = Features()
+    ranks = {"embedding/kernel": 4, query: 3, hidden: 2}
+    ranks |= {"head/kernel": 2} if head.classes else {}
     ranks |= {"pre_logits/kernel": 2} if "pre_logits/kernel" in shapes else {}
     ranks |= {_TABLE: 3} if _TABLE in shapes else {}
-    head = TanhHead(1, 1) if "pre_logits/kernel" in shapes else LinearHead(1)
     position: Position = Learned1D() if _TABLE in shapes else SineCosine()
     like = ViTConfig(
         Size(1, max(1, depth), 1, 1), LinearPatches((1, 1)), position, pool=pool, head=head, image_size=(1, 1)
@@ -162,7 +166,7 @@ def _vit(found: Listing) -> ViTConfig:
         LinearPatches((height, width), channels),
         position,
         pool=pool,
-        head=head_of(shapes),
+        head=head_of(shapes) if head.classes else head,
         image_size=image_size,
     )
 
@@ -199,7 +203,12 @@ def _entries(config: BackboneConfig[Any]) -> Iterator[Entry]:
         yield from attention("pool.attention", f"{_PROBE}/{LINEN.attention}", dim, config.size.heads)
         yield from norm("pool.mlp_norm", f"{_PROBE}/{LINEN.first_norm}", (dim,))
         yield from mlp_entries("pool.mlp", f"{_PROBE}/{LINEN.mlp}", dim, config.size.hidden)
-    yield from head_entries(config)
+    if config.head.classes:
+        yield from head_entries(config)
 
 
-_FAMILY = Family(NAME, STATED, _infer, trained_size, _entries, Preprocessing(fit="crop", crop_share=224 / 256))
+def _preprocessing(config: BackboneConfig[Any]) -> Preprocessing:
+    return Preprocessing(fit="crop", crop_share=224 / 256)
+
+
+_FAMILY = Family(NAME, STATED, _infer, _entries, obstacles, _preprocessing)

@@ -16,33 +16,36 @@ from typing import Any
 from einops import rearrange
 
 from vitrail.checkpoints.checkpoint import Checkpoint
-from vitrail.checkpoints.entries import Entry, Family, Listing, convolution, differing, listing, names_in, norm, same
-from vitrail.checkpoints.flax_names import places, program_of, stages_of, trained_size
+from vitrail.checkpoints.entries import Entry, convolution, norm, same
+from vitrail.checkpoints.family import Family, differing
+from vitrail.checkpoints.flax_names import places, program_of, stages_of
+from vitrail.checkpoints.listing import Listing
 from vitrail.model.backbone import BackboneConfig
 from vitrail.model.heads import LinearHead
 from vitrail.model.resnet import ResNetConfig
 from vitrail.model.trunks import GROUPS, PreActivation
 
 NAME = "bit-npz"
+CONTAINERS = (".npz",)
 STATED = "kernels standardised with variance + 1e-10, epsilon 1e-5, zeros around max-pooling, pixels in [-1, 1], 224 px"
 _ROOT, _HEAD = "resnet/root_block/standardized_conv2d", "resnet/head/conv2d"
 
 
-def recognises(path: Path) -> bool:
-    return program_of(names_in(path)) == NAME
+def recognises(found: Listing) -> bool:
+    return program_of(found.names) == NAME
 
 
-def to_native(path: Path, image_size: tuple[int, int] | None = None) -> Checkpoint:
+def to_native(found: Listing, image_size: tuple[int, int] | None = None) -> Checkpoint:
     """Reads a BiT ResNet. Some files number their convolutions, standardized_conv2d_3: that says nothing.
 
     Args:
-        path: the .npz file.
+        found: the arrays of the file.
         image_size: (height, width) of its training.
 
     Raises:
         CheckpointError: missing, extra, misshapen or object arrays, all listed together.
     """
-    found = listing(path).spelled(lambda name: re.sub(r"/(standardized_conv2d|group_norm)_\d+/", r"/\1/", name))
+    found = found.spelled(lambda name: re.sub(r"/(standardized_conv2d|group_norm)_\d+/", r"/\1/", name))
     return _FAMILY.read(found, image_size)
 
 
@@ -52,7 +55,7 @@ def from_native(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         CheckpointError: VT074, the format has no place for this model.
     """
-    _FAMILY.write(checkpoint, path, obstacles(checkpoint.config))
+    _FAMILY.write(checkpoint, path)
 
 
 def obstacles(config: BackboneConfig[Any]) -> list[str]:
@@ -97,4 +100,4 @@ def _entries(config: BackboneConfig[Any]) -> Iterator[Entry]:
     yield same("head.linear.bias", f"{_HEAD}/bias", (classes,))
 
 
-_FAMILY = Family(NAME, STATED, _infer, trained_size, _entries)
+_FAMILY = Family(NAME, STATED, _infer, _entries, obstacles)

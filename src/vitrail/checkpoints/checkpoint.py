@@ -5,13 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from vitrail.model.backbone import BackboneConfig, Model
 from vitrail.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from vitrail.checkpoints.listing import Listing
+
+
+_FILLING = {
+    torch.nn.init.kaiming_uniform_, torch.nn.init.uniform_, torch.nn.init.normal_, torch.nn.init.constant_,
+    Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.uniform_, Tensor.normal_, Tensor.zero_, Tensor.fill_,
+}  # fmt: skip
+
+
+class Unfilled(TorchFunctionMode):
+    """Skips initial values on "meta", where there are none: some of them would load the compiler, for 1.5 seconds."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first = args[0] if args else (kwargs or {}).get("tensor")
+        if function in _FILLING and isinstance(first, Tensor) and first.is_meta:
+            return first
+        return (torch.empty if function is torch.randn else function)(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -34,7 +54,7 @@ class Checkpoint(Generic[Model]):
 
     def build(self) -> Model:
         """The module with these weights, in evaluation mode."""
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             model = self.config.build()
         model.load_state_dict(dict(self.weights), strict=True, assign=True)
         for module in model.modules():  # buffers that are computed and not stored stay behind on "meta"
@@ -45,14 +65,19 @@ class Checkpoint(Generic[Model]):
 
 
 class Format(Protocol):
-    """One weight format; a module of this folder."""
+    """One weight format; a module of this folder.
+
+    Attributes:
+        CONTAINERS: what it is written as, the default first: ".npz", ".safetensors", or "" for a folder.
+    """
 
     NAME: str
+    CONTAINERS: tuple[str, ...]
 
-    def recognises(self, path: Path) -> bool:
-        """Whether the file or folder is of this format, judged by names alone; no other format says so too."""
+    def recognises(self, found: Listing) -> bool:
+        """Whether the arrays are of this format, judged by names, shapes and configuration alone; no other says so too."""
 
-    def to_native(self, path: Path, image_size: tuple[int, int] | None = None) -> Checkpoint:
+    def to_native(self, found: Listing, image_size: tuple[int, int] | None = None) -> Checkpoint:
         """Reads strictly; `image_size` (height, width) is used where the file's own cannot be told."""
 
     def obstacles(self, config: BackboneConfig[Any]) -> list[str]:
@@ -64,5 +89,5 @@ class Format(Protocol):
 
 def expected_shapes(config: BackboneConfig[Any]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every array of a model, without allocating it."""
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         return {name: tuple(tensor.shape) for name, tensor in config.build().state_dict().items()}

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from vitrail.checkpoints.arrays import CheckpointError
-from vitrail.checkpoints.entries import Entry, Listing, Shape, attention, convolution, dense, norm
-from vitrail.errors import DataError
-from vitrail.model.backbone import BackboneConfig
+from vitrail.checkpoints.arrays import Arrays, CheckpointError
+from vitrail.checkpoints.entries import Entry, Shape, attention, convolution, dense, norm
+from vitrail.checkpoints.listing import Listing, listed
 from vitrail.model.block import Block
 from vitrail.model.heads import LinearHead, TanhHead
-from vitrail.model.positions import SineCosine
 from vitrail.model.trunks import MAX_STAGES, PreActivation, Trunk
 from vitrail.model.vit import Size, ViTConfig
 
 Program = Literal["official-npz", "big-vision-npz", "bit-npz"]
-UNSAID = (224, 224)  # the size of these families' training
 POSITIONS = "Transformer/posembed_input/pos_embedding"
+_SCANNED = "Transformer/encoderblock/"
+_MAX_DEPTH = 1000
 _UNIT = re.compile(r"(?:resnet/)?block(\d+)/unit(\d+)/")
 _GROUP_NORM = re.compile(r"(?:.*/)?(?:gn(?:\d|_root|_proj)|norm-pre-head)/(?:scale|bias)")
 
@@ -98,48 +95,6 @@ def stages_of(found: Listing) -> tuple[int, ...]:
     if len(units) > MAX_STAGES:
         raise CheckpointError("VT073", f"{found.path} has {len(units)} stages of units", f"at most {MAX_STAGES}")
     return tuple(len(units[stage]) for stage in sorted(units))
-
-
-def in_a_row(found: Listing, patches: int, patch: tuple[int, int]) -> tuple[int, int]:
-    """An image size with so many patches, until the real one is known.
-
-    Raises:
-        CheckpointError: VT073, no patches at all.
-    """
-    if patches < 1:
-        raise CheckpointError("VT073", f"{found.path} has {patches} positions of patches", "one or more")
-    return patch[0], patches * patch[1]
-
-
-def trained_size(path: Path, config: BackboneConfig[Any], stated: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of the training: a square grid of patches, unless what was stated has as many of them.
-
-    Where no array belongs to a grid, it is what was stated, or `UNSAID`.
-
-    Raises:
-        DataError: VT033, it cannot be told.
-    """
-    if not isinstance(config, ViTConfig):
-        return stated or UNSAID
-    patch = config.tokenizer.patch  # type: ignore[attr-defined]  # linear or convolutional
-    patches = None if isinstance(config.position, SineCosine) else math.prod(config.grid)
-    side = math.isqrt(patches or 0)
-
-    def fits(size: tuple[int, int]) -> bool:
-        rows, cols = size[0] // patch[0], size[1] // patch[1]
-        return (rows * patch[0], cols * patch[1]) == size and patches in (None, rows * cols)
-
-    for size in (stated, UNSAID if patches is None else (side * patch[0], side * patch[1])):
-        if size is not None and fits(size):
-            return size
-    known = (
-        f"{patches} positions of patches; {patches} is no square" if patches else f"patches of {patch} and no positions"
-    )
-    given = "" if stated is None else f", and {stated[0]}x{stated[1]} px gives another number"
-    raise DataError(
-        "VT033", f"{path} has {known}{given}",
-        "the image size of its training", "load(path, image_size=(height, width)), or --image-size HEIGHTxWIDTH",
-    )  # fmt: skip
 
 
 def encoder_entries(size: Size, spelling: Spelling) -> Iterator[Entry]:
@@ -227,6 +182,48 @@ def trunk_entries(native: str, trunk: Trunk, channels: int, ones: bool) -> Itera
                 yield from group_norm(f"{own}shortcut.1", f"{unit}gn_proj", outputs)
     if pre:
         yield from group_norm(f"{native}last.0", "norm-pre-head", trunk.dim)
+
+
+def unstacked(listing: Listing) -> Listing:
+    """Blocks that were scanned are stored as one, each array with a first dimension for the layers: one by one."""
+    if not any(name.startswith(_SCANNED) for name in listing.names):
+        return listing
+    arrays = _Layers(listing.weights.arrays, [own for name, own in listing.names.items() if name.startswith(_SCANNED)])
+    names: dict[str, str] = {}
+    for name, own in listing.names.items():
+        if own in arrays.depths:
+            rest = name.removeprefix(_SCANNED)
+            names |= {f"{_SCANNED[:-1]}_{i}/{rest}": f"{own}[{i}]" for i in range(arrays.depths[own])}
+        else:
+            names[name] = own
+    return listed(replace(listing.weights, arrays=arrays), names, listing.left_out)
+
+
+class _Layers(Arrays):
+    """The arrays of a file, of which some are taken apart along their first dimension."""
+
+    def __init__(self, whole: Arrays, scanned: list[str]) -> None:
+        super().__init__(whole.path)
+        self.whole, self.comment, self.others, self.files = whole, whole.comment, whole.others, whole.files
+        self.shapes, self.kinds, self.unreadable = dict(whole.shapes), dict(whole.kinds), dict(whole.unreadable)
+        self.depths = {
+            name: whole.shapes[name][0] for name in scanned if 1 <= (*whole.shapes[name], 0)[0] <= _MAX_DEPTH
+        }
+        self._stacks: dict[str, Any] = {}
+        for name, depth in self.depths.items():
+            for index in range(depth):
+                self.shapes[f"{name}[{index}]"] = whole.shapes[name][1:]
+                self.kinds[f"{name}[{index}]"] = whole.kinds.get(name, "")
+                if name in whole.unreadable:
+                    self.unreadable[f"{name}[{index}]"] = whole.unreadable[name]
+
+    def __getitem__(self, name: str) -> Any:
+        own, _, index = name.rpartition("[")
+        if own not in self.depths:
+            return self.whole[name]
+        if own not in self._stacks:  # kept: every block asks for a layer of it
+            self._stacks[own] = self.whole[own]
+        return self._stacks[own][int(index[:-1])]
 
 
 def _words(spelling: Spelling) -> tuple[str, ...]:

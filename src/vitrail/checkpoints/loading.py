@@ -10,14 +10,16 @@ from typing import Any
 
 from einops import rearrange
 
-from vitrail.checkpoints import big_vision_npz, bit_npz, native, official_npz
-from vitrail.checkpoints.arrays import CheckpointError, NpzArrays
+from vitrail.checkpoints import big_vision_npz, bit_npz, native, official_npz, torchvision
+from vitrail.checkpoints.arrays import CheckpointError
 from vitrail.checkpoints.checkpoint import Checkpoint
+from vitrail.checkpoints.containers import FOLDER, OPENERS, open_weights
+from vitrail.checkpoints.listing import Listing, listing
 from vitrail.errors import UsageError, VitrailError, nearest
 from vitrail.model.tokenizers import LinearPatches, resample_kernels
 from vitrail.model.vit import ViTConfig
 
-FORMATS: tuple[ModuleType, ...] = (native, official_npz, big_vision_npz, bit_npz)
+FORMATS: tuple[ModuleType, ...] = (native, official_npz, big_vision_npz, bit_npz, torchvision)
 
 
 def read(path: str | os.PathLike[str], image_size: tuple[int, int] | None = None) -> Checkpoint:
@@ -31,21 +33,32 @@ def read(path: str | os.PathLike[str], image_size: tuple[int, int] | None = None
     Raises:
         VitrailError: nothing there, unknown format, or a file that does not fit its model.
     """
-    place = resolve(Path(path))
+    checkpoint = read_trained(path, image_size)
+    return at_size(checkpoint, image_size or checkpoint.preprocessing.image_size)
+
+
+def read_trained(path: str | os.PathLike[str], image_size: tuple[int, int] | None = None) -> Checkpoint:
+    """The same with every array as it is in the file, whatever size its own preprocessing prepares."""
+    found = listing(open_weights(resolve(Path(path))))
+    return format_of(found).to_native(found, image_size)
+
+
+def format_of(found: Listing) -> ModuleType:
+    """The format whose names these are.
+
+    Raises:
+        CheckpointError: VT075, none that Vitrail knows.
+    """
     for module in FORMATS:
-        if module.recognises(place):
-            return at_size(module.to_native(place, image_size), image_size)
-    if place.suffix == ".npz" and place.is_file():
-        listed = ", ".join(list(NpzArrays(place))[:5]) or "none"
-        raise CheckpointError(
-            "VT075", f"{place} holds no model that Vitrail knows; its arrays: {listed}",
-            "the names of vision_transformer, big_vision or BiT",
-        )  # fmt: skip
+        if module.recognises(found):
+            return module
+    arrays, kind = ", ".join(list(found.names)[:5]) or "none", found.config.get("model_type")
+    said = f"; its config.json says {str(kind)[:50]!r}" if kind else "; it has no config.json"
+    said = said if found.path.is_dir() else ""
     raise CheckpointError(
-        "VT077",
-        f"{place} is of no format that Vitrail reads",
-        "a run folder, a model folder (config.json, model.safetensors, preprocessor_config.json) or an .npz of Google's",
-    )
+        "VT075", f"{found.path} holds no model that Vitrail knows; its arrays: {arrays}{said}",
+        f"a model of {', '.join(module.NAME for module in FORMATS)}",
+    )  # fmt: skip
 
 
 def save(model: Any, path: str | os.PathLike[str], format: str | None = None) -> Path:
@@ -53,37 +66,53 @@ def save(model: Any, path: str | os.PathLike[str], format: str | None = None) ->
 
     Args:
         model: what `read` or `vitrail.load` gave.
-        path: of a model folder, or of an .npz where it ends so.
+        path: of a file that ends in .npz or .safetensors, or else of a model folder.
         format: the name of a format; None is the one the model came from, or else the first that can hold it.
 
     Raises:
-        CheckpointError: VT074, no format of this kind has a place for the model, with the reasons; VT077, there is no
-            such format.
+        CheckpointError: VT074, no format of this kind has a place for the model, with the reasons and the formats that
+            have; VT077, there is no such format.
     """
     checkpoint = model if isinstance(model, Checkpoint) else model.checkpoint
     target = Path(path)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise VitrailError("VT064", f"{target} exists already", "a new name", "choose another name or remove it first")
-    _writer(checkpoint, target, format).from_native(checkpoint, target)
+    check_free(target)
+    writer(checkpoint, target, format).from_native(checkpoint, target)
     return target
 
 
-def _writer(checkpoint: Checkpoint, path: Path, wanted: str | None) -> ModuleType:
-    names = {module.NAME: module for module in FORMATS}
-    if wanted is not None:
-        if wanted not in names or (names[wanted] is native) == (path.suffix == ".npz"):
-            kind = ".npz files" if path.suffix == ".npz" else "folders"
-            raise CheckpointError("VT077", f"{wanted!r} is no format of {kind} such as {path}", nearest(wanted, names))
-        return names[wanted]
-    if path.suffix != ".npz":
+def check_free(target: Path) -> None:
+    """Raises VT064 where something is there already; an empty folder is nothing."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise VitrailError("VT064", f"{target} exists already", "a new name", "choose another name or remove it first")
+
+
+def writer(checkpoint: Checkpoint, path: Path, wanted: str | None = None) -> ModuleType:
+    """The format in which a checkpoint goes to a path; see `save`."""
+    container = path.suffix if path.suffix in OPENERS else FOLDER
+    writers = {module.NAME: module for module in FORMATS if container in module.CONTAINERS}
+    if not writers or (wanted is not None and wanted not in writers):
+        kind = f"{container} files" if container else "folders"
+        hint = (
+            nearest(wanted, writers) if wanted and writers else "a name that ends in .safetensors or .npz, or a folder"
+        )
+        what = f"{wanted!r} is no format of {kind}" if wanted else f"no format is written as {kind}"
+        raise CheckpointError("VT077", f"{what} such as {path}", hint)
+    if wanted is None and container == FOLDER:
         return native
-    reasons = {module.NAME: module.obstacles(checkpoint.config) for module in FORMATS if module is not native}
+    tried = writers if wanted is None else {wanted: writers[wanted]}
+    reasons = {name: module.obstacles(checkpoint.config) for name, module in tried.items()}
     fitting = [name for name, listed in reasons.items() if not listed]
     if not fitting:
         told = "; ".join(f"{name} cannot hold {', '.join(listed)}" for name, listed in reasons.items())
-        raise CheckpointError("VT074", f"{path}: {told}", "a plain model", "save a model folder: a path without .npz")
+        holding = [module.NAME for module in FORMATS if not module.obstacles(checkpoint.config)]
+        raise CheckpointError(
+            "VT074",
+            f"{path}: {told}",
+            "a model of that family",
+            f"one of the formats that hold it: {', '.join(holding)}",
+        )
     own = checkpoint.provenance.get("format")
-    return names[own if own in fitting else fitting[0]]
+    return writers[own if own in fitting else fitting[0]]
 
 
 def resolve(path: Path) -> Path:
@@ -92,7 +121,7 @@ def resolve(path: Path) -> Path:
         raise CheckpointError(
             "VT078",
             f"{path} does not exist",
-            "a run folder, a model folder or an .npz file",
+            "a run folder, a model folder or a file of weights",
             "vitrail demo makes a first one, runs/demo",
         )
     steps = path / "checkpoints"

@@ -8,53 +8,52 @@ from typing import Any
 
 import vitrail
 from vitrail import configuration
-from vitrail.checkpoints.arrays import CheckpointError, SafetensorsArrays, check_names, write_safetensors
+from vitrail.checkpoints.arrays import CheckpointError, write_safetensors
+from vitrail.checkpoints.carried import RESAMPLE
 from vitrail.checkpoints.checkpoint import Checkpoint, expected_shapes
+from vitrail.checkpoints.entries import same
+from vitrail.checkpoints.listing import Listing
 from vitrail.errors import VitrailError
-from vitrail.files import new_folder, read_json, write_json, write_text
+from vitrail.files import new_folder, write_json, write_text
 from vitrail.model.backbone import BackboneConfig
-from vitrail.model.families import AXES
+from vitrail.model.families import AXES, from_json
 from vitrail.preprocessing import Preprocessing
 
 NAME = "vitrail"
-_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers, as Hugging Face writes them
+CONTAINERS = ("",)
+_RESAMPLE = {name: number for number, name in RESAMPLE.items()}
 
 
-def recognises(path: Path) -> bool:
-    if not (path / "config.json").is_file() or not (path / "model.safetensors").is_file():
-        return False
-    config = read_json(path / "config.json")
-    return isinstance(config, dict) and config.get("model_type") == "vitrail"
+def recognises(found: Listing) -> bool:
+    return found.config.get("model_type") == "vitrail"
 
 
-def to_native(path: Path, image_size: tuple[int, int] | None = None) -> Checkpoint:
+def to_native(found: Listing, image_size: tuple[int, int] | None = None) -> Checkpoint:
     """Reads a model folder strictly. It says its own image size, so none need be stated.
 
     Raises:
         CheckpointError: a part is missing or does not fit the others.
     """
-    if not (path / "preprocessor_config.json").is_file():
+    path, description, processor = found.path, found.config, found.weights.processor
+    if not processor:
         raise CheckpointError("VT076", f"{path} has no preprocessor_config.json", "config, weights and preprocessing")
-    description, processor = read_json(path / "config.json"), read_json(path / "preprocessor_config.json")
-    arrays = SafetensorsArrays(path / "model.safetensors")
     try:
-        # Folders of before there were other families have no type.
-        described = {"type": "vit", **description["vitrail"]["model"]}
-        config: BackboneConfig[Any] = configuration.decode(BackboneConfig, described, AXES)
+        config: BackboneConfig[Any] = from_json(description["vitrail"]["model"])
         preprocessing = configuration.decode(Preprocessing, processor["vitrail"], {})
         labels = {int(index): str(name) for index, name in description["id2label"].items()}
         classes = tuple(labels[index] for index in range(config.head.classes))
         multi_label = bool(description["vitrail"].get("multi_label", False))
         provenance = dict(description["vitrail"].get("provenance", {}))
-        _check_agreement(config, preprocessing, len(arrays))
+        _check_agreement(config, preprocessing, len(found.names))
         wanted = expected_shapes(config)
     # RuntimeError: PyTorch, of sizes that no memory has.
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, VitrailError) as error:
         raise CheckpointError(
             "VT076", f"{path}: the configuration is not Vitrail's: {error}", "its own files"
         ) from error
-    check_names(path / "model.safetensors", arrays.shapes, wanted)
-    weights = {name: arrays[name].float() for name in arrays}
+    entries = [same(name, name, shape) for name, shape in wanted.items()]
+    found.check(entries)
+    weights = found.read(entries)
     return Checkpoint(config, weights, preprocessing, classes, multi_label, provenance)
 
 

@@ -15,17 +15,13 @@ from typing import Any
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.entries import (
     Entry,
-    Family,
-    Listing,
     Shape,
     dense,
-    differing,
-    listing,
-    names_in,
     norm,
     patches,
     same,
 )
+from vitrail.checkpoints.family import Family, differing, in_a_row
 from vitrail.checkpoints.flax_names import (
     POSITIONS,
     RELEASED,
@@ -34,15 +30,14 @@ from vitrail.checkpoints.flax_names import (
     encoder_entries,
     head_entries,
     head_of,
-    in_a_row,
     mlp_entries,
     program_of,
     respelled,
     stages_of,
-    trained_size,
     trunk_entries,
     untrained,
 )
+from vitrail.checkpoints.listing import Listing
 from vitrail.model.backbone import BackboneConfig
 from vitrail.model.block import Block
 from vitrail.model.heads import Head, LinearHead, ProjectedHead, TanhHead
@@ -55,24 +50,25 @@ from vitrail.model.trunks import GROUPS, PostActivation, Trunk
 from vitrail.model.vit import Size, ViTConfig
 
 NAME = "official-npz"
+CONTAINERS = (".npz",)
 STATED = "GELU tanh, epsilon 1e-6, kernels standardised with deviation + 1e-5, pixels in [-1, 1], stretched bilinearly"
 
 
-def recognises(path: Path) -> bool:
-    return program_of(names_in(path)) == NAME
+def recognises(found: Listing) -> bool:
+    return program_of(found.names) == NAME
 
 
-def to_native(path: Path, image_size: tuple[int, int] | None = None) -> Checkpoint:
+def to_native(found: Listing, image_size: tuple[int, int] | None = None) -> Checkpoint:
     """Reads a model of the official family.
 
     Args:
-        path: the .npz file.
+        found: the arrays of the file.
         image_size: (height, width) of its training, needed only where the number of positions is no square.
 
     Raises:
         CheckpointError: no such model, or missing, extra, misshapen or object arrays, all listed together.
     """
-    found = either_rank(respelled(listing(path), RELEASED), ones=True)
+    found = either_rank(respelled(found, RELEASED), ones=True)
     return _FAMILY.read(found, image_size)
 
 
@@ -82,7 +78,7 @@ def from_native(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         CheckpointError: VT074, the format has no place for this model.
     """
-    _FAMILY.write(checkpoint, path, obstacles(checkpoint.config))
+    _FAMILY.write(checkpoint, path)
 
 
 def obstacles(config: BackboneConfig[Any]) -> list[str]:
@@ -239,4 +235,4 @@ def _mixer_entries(config: ViTConfig, mixer: TokenMLP) -> Iterator[Entry]:
     yield from dense("head.linear", "head", dim, config.head.classes)
 
 
-_FAMILY = Family(NAME, STATED, _infer, trained_size, _entries)
+_FAMILY = Family(NAME, STATED, _infer, _entries, obstacles)

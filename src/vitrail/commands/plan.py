@@ -48,13 +48,12 @@ def _data(found: dict[str, Any]) -> Rows:
 def _model(found: dict[str, Any]) -> Rows:
     run = found["run"]
     model, training, optimizer = run["model"], run["training"], run["optimizer"]
-    size, (height, width) = model["size"], model["image_size"]
+    height, width = model["image_size"]
     start = f"weights of {run['weights']}" if run["weights"] else "random weights"
     parts = f" in parts of {training['micro_batch']}" if training["micro_batch"] else ""
     return [
-        ("Model", f"ViT, {size['depth']} layers, {size['dim']} dimensions, {size['heads']} heads, "
-                  f"{found['parameters'] / 1e6:.2f} M parameters"),
-        ("", f"{height}x{width} px, {found['tokens']} tokens, {model['pool']['type']}, {start}"),
+        ("Model", found["model"]),
+        ("", f"{found['parameters'] / 1e6:.2f} M parameters, {height}x{width} px, {found['tokens']} tokens, {start}"),
         ("Recipe", f"{found['recipe']}: {optimizer['type']}, lr {optimizer['lr']}, {run['schedule']['type']}, "
                    f"batch {training['batch_size']}{parts}, {training['epochs']:g} epochs"),
         *(("", reason) for reason in found["why"]),
@@ -63,10 +62,10 @@ def _model(found: dict[str, Any]) -> Rows:
 
 def _cost(found: dict[str, Any]) -> Rows:
     tried, seconds = found["tried"], {part["name"]: part["seconds"] for part in found["parts"]}
-    model, training = found["run"]["model"], found["run"]["training"]
+    training = found["run"]["training"]
     measured = f"measured on {tried['steps']} steps"
-    if tried["layers"] < model["size"]["depth"]:
-        measured += f" of {tried['layers']} of the {model['size']['depth']} layers"
+    if tried["layers"] < found["layers"]:
+        measured += f" of {tried['layers']} of the {found['layers']} layers"
     if tried["images_per_step"] < training["batch_size"]:
         measured += f" of {tried['images_per_step']} images"
     main = sum(seconds[name] for name in ("training", "evaluating", "saving"))

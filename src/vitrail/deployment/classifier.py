@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.loading import read
-from vitrail.errors import DataError, VitrailError
+from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.images import SUFFIXES, Picture, picture_of
 from vitrail.preprocessing import Preprocessing
 
@@ -89,6 +89,7 @@ class Classifier:
 
         Raises:
             DataError: a picture that cannot be read.
+            UsageError: VT045, the model has no classes.
         """
         many = isinstance(source, (list, tuple))
         if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
@@ -101,6 +102,11 @@ class Classifier:
 
     def stream(self, sources: Iterable[Source], batch: int = 32) -> Iterator[Prediction | DataError]:
         """Answers in the order of the sources; a picture that cannot be read is answered by its error."""
+        if not self.classes:
+            raise UsageError(
+                "VT045", "these weights have no classes: they turn a picture into a vector of features", "a classifier",
+                "vitrail train YOUR_IMAGES --weights THESE_WEIGHTS gives them classes; model.represent(images) gives the features",
+            )  # fmt: skip
         iterator = iter(sources)
         while chunk := list(islice(iterator, batch)):
             pictures = [self._prepared(source) for source in chunk]

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.errors import UsageError, nearest
+from vitrail.model.backbone import Backbone
 from vitrail.model.mixers import AttentionMap
 from vitrail.model.tokenizers import Tokens
 from vitrail.model.vit import ViT
@@ -90,6 +91,18 @@ def attention(
                 tokens = block(tokens, model.position)
     check_whole(look.weights, tokens)
     return Gaze(look.weights, look.tokens)
+
+
+def attending(model: Backbone) -> ViT:
+    """The model, if it has encoder layers to look into.
+
+    Raises:
+        UsageError: VT041, in its own words why there is no attention.
+    """
+    if not isinstance(model, ViT):
+        model.capture("attention")
+        raise AssertionError("a backbone without encoder layers refuses to be captured")
+    return model
 
 
 class _Look:

@@ -13,10 +13,11 @@ from jaxtyping import Float
 
 from vitrail.errors import UsageError, VitrailError
 from vitrail.images import Picture, picture_of
-from vitrail.inspection.attention import Gaze, Query, attention, default_query, parse_query
+from vitrail.inspection.attention import Gaze, Query, attending, attention, default_query, parse_query
 from vitrail.inspection.caveats import Setting, caveats, tells
 from vitrail.inspection.overlay import Box, patch_box
 from vitrail.inspection.rollout import rollout
+from vitrail.model.backbone import Backbone
 from vitrail.model.vit import ViT
 from vitrail.preprocessing import Preprocessing
 
@@ -143,13 +144,13 @@ def _opened(model: Any) -> tuple[ViT, Preprocessing]:
     module = getattr(model, "module", None)
     module = getattr(module, "_orig_mod", module)
     preprocessing = getattr(model, "preprocessing", None)
-    if not isinstance(module, ViT) or not isinstance(preprocessing, Preprocessing):
+    if not isinstance(module, Backbone) or not isinstance(preprocessing, Preprocessing):
         name = type(model).__name__
         raise UsageError(
             "VT043", f"attention cannot be read from a {name}", "what vitrail.load gives: a ViT with its preprocessing",
             "an exported or scripted model has no attention left to read: load the checkpoint that it came from",
         )  # fmt: skip
-    return module, preprocessing
+    return attending(module), preprocessing
 
 
 def _explanation(

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.errors import UsageError
-from vitrail.inspection.attention import Gaze, Query, check_reads, check_whole, patch_row
+from vitrail.inspection.attention import Gaze, Query, attending, check_reads, check_whole, patch_row
+from vitrail.model.backbone import Backbone
 from vitrail.model.mixers import AttentionMap
 from vitrail.model.tokenizers import Tokens
 from vitrail.model.vit import ViT
@@ -72,13 +73,14 @@ def rollout(model: ViT, images: Float[Tensor, "batch channels height width"], qu
 
 
 def rollout_maps(
-    model: ViT, images: Float[Tensor, "batch channels height width"]
+    model: Backbone, images: Float[Tensor, "batch channels height width"]
 ) -> Float[np.ndarray, "batch rows cols"]:
     """The rollout of what the head reads, as maps that sum to 1 each; a few images at a time, so memory stays flat.
 
     Raises:
         UsageError: VT041 the model has no attention.
     """
+    model = attending(model)
     rows, cols = model.config.tokenizer.grid((images.shape[2], images.shape[3]))
     weights = model.config.size.heads * (rows * cols) ** 2
     chunks = images.split(max(1, _MAP_VALUES // weights))

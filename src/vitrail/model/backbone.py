@@ -51,8 +51,32 @@ class BackboneConfig(ABC, Generic[Model]):
 
     @property
     @abstractmethod
+    def stride(self) -> tuple[int, int]:
+        """Pixels of the image per token, or per place of the last feature map: (down, across)."""
+
+    @property
+    @abstractmethod
+    def attends(self) -> bool:
+        """Whether every layer mixes its tokens by attention, so that there are maps of where it looks."""
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """What it is, for people: "Vision Transformer of 12 layers, 768 dimensions, 12 heads"."""
+
+    @property
+    @abstractmethod
     def work(self) -> Work:
         """What one image of `image_size` costs."""
+
+    @property
+    @abstractmethod
+    def live(self) -> int:
+        """About how many float32 values of one image are in memory at a time, without a gradient."""
+
+    @abstractmethod
+    def shortened(self) -> BackboneConfig[Model]:
+        """The same with about half as many layers, for trying out what a layer costs; itself where none can go."""
 
     @abstractmethod
     def build(self) -> Model:

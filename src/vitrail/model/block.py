@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitrail.model.geometry import PositionModule
 from vitrail.model.mixers import Attention, Mixer
-from vitrail.model.positions import PositionModule
 from vitrail.model.tokenizers import Context, Tokens
 from vitrail.model.work import Work
 
@@ -26,14 +29,46 @@ class Norm:
         return nn.LayerNorm(dim, eps=self.epsilon)
 
 
-@dataclass(frozen=True)
-class MLP:
-    """Two dense layers with a GELU between them, in the tanh form (official) or the exact erf form."""
+Gelu = Literal["tanh", "erf", "quick"]
+"""tanh approximation (official code, SigLIP), the exact function (most PyTorch families), x sigmoid(1.702 x) (CLIP)."""
 
-    gelu: Literal["tanh", "erf"] = "tanh"
+
+class FeedForward(ABC):
+    """Axis: what every token goes through by itself, after the mixer."""
+
+    @abstractmethod
+    def build(self, context: Context, dropout: float = 0.0) -> nn.Module:
+        """A module from values to values, last dimension `dim`."""
+
+    @abstractmethod
+    def work(self, context: Context) -> Work:
+        """What one layer costs for one image."""
+
+
+@dataclass(frozen=True)
+class MLP(FeedForward):
+    """Two dense layers with a GELU between them."""
+
+    gelu: Gelu = "tanh"
 
     def build(self, context: Context, dropout: float = 0.0) -> nn.Module:
         return MultiLayerPerceptron(context.dim, context.hidden, self.gelu, dropout)
+
+    def work(self, context: Context) -> Work:
+        tokens, dim, hidden = context.tokens, context.dim, context.hidden
+        return Work(2 * tokens * dim * hidden, 2 * tokens * hidden)  # kept: before and after GELU
+
+
+@dataclass(frozen=True)
+class SwiGLU(FeedForward):
+    """silu(x G) * (x U), and a dense layer back (arXiv 2002.05202; the giant DINOv2 and large DINOv3)."""
+
+    def build(self, context: Context, dropout: float = 0.0) -> nn.Module:
+        return GatedPerceptron(context.dim, context.hidden, dropout)
+
+    def work(self, context: Context) -> Work:
+        tokens, dim, hidden = context.tokens, context.dim, context.hidden
+        return Work(3 * tokens * dim * hidden, 4 * tokens * hidden)  # kept: both parts, silu and the product
 
 
 @dataclass(frozen=True)
@@ -47,7 +82,7 @@ class Block:
     """
 
     mixer: Mixer = Attention()
-    mlp: MLP = MLP()
+    mlp: FeedForward = MLP()
     norm: Norm = Norm()
     layer_scale: float | None = None
     drop_path: float = 0.0
@@ -58,9 +93,8 @@ class Block:
 
     def work(self, context: Context) -> Work:
         """What one layer costs for one image."""
-        tokens, dim, hidden = context.tokens, context.dim, context.hidden
-        # Kept: both norms' inputs and outputs, and the hidden values before and after GELU.
-        return self.mixer.work(context) + Work(2 * tokens * dim * hidden, tokens * (4 * dim + 2 * hidden))
+        norms = Work(kept=4 * context.tokens * context.dim)  # inputs and outputs
+        return self.mixer.work(context) + self.mlp.work(context) + norms
 
 
 class EncoderBlock(nn.Module):
@@ -105,10 +139,9 @@ class Branch(nn.Module):
 class MultiLayerPerceptron(nn.Module):
     """Dense, GELU, dense."""
 
-    def __init__(self, dim: int, hidden: int, gelu: Literal["tanh", "erf"], dropout: float) -> None:
+    def __init__(self, dim: int, hidden: int, gelu: Gelu, dropout: float) -> None:
         super().__init__()
-        self.approximate = {"tanh": "tanh", "erf": "none"}[gelu]
-        self.dropout = dropout
+        self.activate, self.dropout = _GELUS[gelu], dropout
         self.expand = nn.Linear(dim, hidden)
         self.contract = nn.Linear(hidden, dim)
         for linear in (self.expand, self.contract):
@@ -116,10 +149,40 @@ class MultiLayerPerceptron(nn.Module):
             nn.init.normal_(linear.bias, std=1e-6)
 
     def forward(self, values: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        hidden = F.gelu(self.expand(values), approximate=self.approximate)
+        hidden = self.activate(self.expand(values))
         return self.contract(F.dropout(hidden, self.dropout, self.training))
+
+
+class GatedPerceptron(nn.Module):
+    """Dense to gate and content, one times the other, dense. `expand` holds the rows of the gate first."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.expand = nn.Linear(dim, 2 * hidden)
+        self.contract = nn.Linear(hidden, dim)
+        for part in (*self.expand.weight.chunk(2), self.contract.weight):
+            nn.init.xavier_uniform_(part)
+        for linear in (self.expand, self.contract):
+            nn.init.normal_(linear.bias, std=1e-6)
+
+    def forward(self, values: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        gate, content = self.expand(values).chunk(2, dim=-1)
+        return self.contract(F.dropout(F.silu(gate) * content, self.dropout, self.training))
+
+
+def _quick_gelu(values: Tensor) -> Tensor:
+    return values * torch.sigmoid(1.702 * values)
+
+
+_GELUS: dict[Gelu, Callable[[Tensor], Tensor]] = {
+    "tanh": partial(F.gelu, approximate="tanh"), "erf": F.gelu, "quick": _quick_gelu
+}  # fmt: skip
 
 
 def build_blocks(config: Block, context: Context) -> nn.ModuleList:
     """One block per layer; each knows its place."""
     return nn.ModuleList(config.build(replace(context, layer=layer)) for layer in range(context.depth))
+
+
+FEED_FORWARDS: dict[str, type[FeedForward]] = {"mlp": MLP, "swiglu": SwiGLU}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 
 from vitrail.errors import UsageError, nearest
-from vitrail.model.mixers import AttentionMap, CaptureRequest, MultiHeadAttention
+from vitrail.model.mixers import AttentionMap, AttentionModule, CaptureRequest
 
 if TYPE_CHECKING:
     from vitrail.model.vit import ViT
@@ -52,7 +52,7 @@ class Capture:
             module
             for layer in chosen
             for module in model.blocks[layer].modules()
-            if isinstance(module, MultiHeadAttention)
+            if isinstance(module, AttentionModule)
         ]
         if not self.modules:
             mixers = sorted({type(model.blocks[layer].mixer).__name__ for layer in chosen})

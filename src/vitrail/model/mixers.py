@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +14,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError
+from vitrail.model.geometry import OnGrid, PositionModule, resample
 from vitrail.model.initialisation import lecun_normal_
-from vitrail.model.positions import OnGrid, PositionModule, resample
+from vitrail.model.quadratic import QuadraticScores
 from vitrail.model.tokenizers import Context, Tokens
 from vitrail.model.work import Work
 
 
 class Mixer(ABC):
-    """Axis: what mixes the tokens inside a block."""
+    """Axis: what mixes the tokens inside a block.
+
+    Attributes:
+        attends: whether it does so by attention, whose maps can be captured.
+        splits: whether the heads share the dimensions between them, which their number must then divide.
+        network: what a network of it is called.
+    """
+
+    attends: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
+    network: ClassVar[str] = "Vision Transformer"
 
     @abstractmethod
     def build(self, context: Context) -> nn.Module:
@@ -34,12 +45,20 @@ class Mixer(ABC):
 
 @dataclass(frozen=True)
 class Attention(Mixer):
-    """Multi-head self-attention (paper eq. 5-8)."""
+    """Multi-head self-attention (paper eq. 5-8).
+
+    Attributes:
+        bias: of all four matrices.
+        input_bias: of queries, keys and values, where `bias` is there at all.
+        key_bias: of the keys alone, which without rotations no softmax can see (BEiT, DINOv3 have none).
+    """
 
     bias: bool = True
+    input_bias: bool = True
+    key_bias: bool = True
 
     def build(self, context: Context) -> nn.Module:
-        return MultiHeadAttention(context, bias=self.bias)
+        return MultiHeadAttention(context, self)
 
     def work(self, context: Context) -> Work:
         tokens, dim = context.tokens, context.dim
@@ -56,6 +75,9 @@ class TokenMLP(Mixer):
 
     hidden: int = 384
     gelu: Literal["tanh", "erf"] = "tanh"
+    attends: ClassVar[bool] = False
+    splits: ClassVar[bool] = False
+    network: ClassVar[str] = "MLP-Mixer"
 
     def __post_init__(self) -> None:
         if self.hidden < 1:
@@ -66,6 +88,31 @@ class TokenMLP(Mixer):
 
     def work(self, context: Context) -> Work:
         return Work(2 * context.tokens * self.hidden * context.dim, 2 * self.hidden * context.dim)
+
+
+@dataclass(frozen=True)
+class QuadraticAttention(Mixer):
+    """Attention to places alone, with scores quadratic in the offset (Cordonnier et al., arXiv 1911.03584, section 3).
+
+    There are no queries and no keys. Each head averages the tokens themselves, at their full width, with its own
+    Gaussian weights; one layer reads all heads side by side and another follows it, as in their code. With centres on a
+    3x3 grid and narrow Gaussians this is a 3x3 convolution, their theorem 1. Their dropout of attention weights (0.1) is
+    left out. `isotropic`: round Gaussians, as in the paper's table; otherwise of any shape, their general form.
+    """
+
+    isotropic: bool = True
+    splits: ClassVar[bool] = False
+
+    def build(self, context: Context) -> nn.Module:
+        return QuadraticMixture(context, self.isotropic)
+
+    def work(self, context: Context) -> Work:
+        tokens, dim, heads = context.tokens, context.dim, context.heads
+        patches = context.grid[0] * context.grid[1]
+        products = 5 * heads * patches**2 + heads * tokens**2 * dim + (heads + 1) * tokens * dim**2
+        return Work(
+            products, (heads + 2) * tokens * dim
+        )  # kept: tokens as one matrix, averages, what the last layer reads
 
 
 @dataclass(frozen=True)
@@ -94,15 +141,24 @@ class CaptureRequest:
     queries: tuple[int, ...] | None = None
 
 
-class MultiHeadAttention(nn.Module):
-    """Queries, keys and values are one fused matrix; `context` lets the queries attend to another sequence."""
+class AttentionModule(nn.Module, ABC):
+    """What can be captured: a mixer that records its weights while it has a request."""
 
-    def __init__(self, context: Context, bias: bool = True) -> None:
+    def __init__(self, context: Context) -> None:
         super().__init__()
         self.heads, self.layer = context.heads, context.layer
-        self.query_key_value = nn.Linear(context.dim, 3 * context.dim, bias=bias)
-        self.project = nn.Linear(context.dim, context.dim, bias=bias)
         self.request: CaptureRequest | None = None
+
+
+class MultiHeadAttention(AttentionModule):
+    """Queries, keys and values are one fused matrix; `context` lets the queries attend to another sequence."""
+
+    def __init__(self, context: Context, config: Attention = Attention()) -> None:
+        super().__init__(context)
+        dim, biased = context.dim, config.bias and config.input_bias
+        self.query_key_value = nn.Linear(dim, 3 * dim, bias=biased and config.key_bias)
+        self.query_value_bias = nn.Parameter(torch.zeros(2 * dim)) if biased and not config.key_bias else None
+        self.project = nn.Linear(dim, dim, bias=config.bias)
         # Three square matrices that happen to be stored as one: each has its own fan.
         for part in (*self.query_key_value.weight.chunk(3), self.project.weight):
             nn.init.xavier_uniform_(part)
@@ -130,11 +186,13 @@ class MultiHeadAttention(nn.Module):
         return _weights(queries, keys, None)
 
     def _project(self, tokens: Tokens, context: Tokens | None) -> Sequence[Tensor]:
+        dim, weight = self.project.in_features, self.query_key_value.weight
+        bias: Tensor | None = self.query_key_value.bias
+        if self.query_value_bias is not None:
+            bias = F.pad(self.query_value_bias.view(2, dim), (0, 0, 0, 1))[[0, 2, 1]].flatten()
         if context is None:
-            fused = self.query_key_value(tokens.values)
+            fused = F.linear(tokens.values, weight, bias)
             return rearrange(fused, "b n (three h d) -> three b h n d", three=3, h=self.heads).unbind(0)
-        dim = self.project.in_features
-        weight, bias = self.query_key_value.weight, self.query_key_value.bias
         query_bias, context_bias = (None, None) if bias is None else (bias[:dim], bias[dim:])
         queries = F.linear(tokens.values, weight[:dim], query_bias)
         keys, values = F.linear(context.values, weight[dim:], context_bias).chunk(2, dim=-1)
@@ -163,6 +221,37 @@ class MultiHeadAttention(nn.Module):
         if weights.requires_grad and request.heads is None and request.queries is None:
             return weights @ values
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+
+
+class QuadraticMixture(AttentionModule):
+    """Averages of all tokens, one a head, read together by `values`; then `project`."""
+
+    def __init__(self, context: Context, isotropic: bool) -> None:
+        super().__init__(context)
+        self.scores = QuadraticScores(context.heads, isotropic)
+        self.values = nn.Linear(context.heads * context.dim, context.dim)
+        self.project = nn.Linear(context.dim, context.dim)
+        for linear in (self.values, self.project):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, tokens: Tokens, position: PositionModule | None = None) -> Float[Tensor, "batch tokens dim"]:
+        weights = self.scores(tokens).softmax(dim=-1)
+        if self.request is not None:
+            self._record(self.request, weights, tokens)
+        weights = weights.to(tokens.values.dtype)
+        if len(weights) == 1:  # the same for all images: one matrix product, whatever the batch
+            averages = torch.einsum("hqk,bkd->bqhd", weights[0], tokens.values)
+        else:
+            averages = torch.einsum("bhqk,bkd->bqhd", weights, tokens.values)
+        return self.project(self.values(rearrange(averages, "b q h d -> b q (h d)")))
+
+    def _record(self, request: CaptureRequest, weights: Tensor, tokens: Tokens) -> None:
+        heads = slice(None) if request.heads is None else list(request.heads)
+        rows = slice(None) if request.queries is None else list(request.queries)
+        _check_queries(request.queries, weights.shape[2])
+        asked = weights[:, heads][:, :, rows].expand(len(tokens.values), -1, -1, -1)
+        request.record(AttentionMap(self.layer, asked, request.heads, request.queries, tokens))
 
 
 class TokenPerceptron(OnGrid):
@@ -228,4 +317,4 @@ def _check_queries(queries: tuple[int, ...] | None, count: int) -> None:
             )
 
 
-MIXERS: dict[str, type[Mixer]] = {"attention": Attention, "token-mlp": TokenMLP}
+MIXERS: dict[str, type[Mixer]] = {"attention": Attention, "quadratic": QuadraticAttention, "token-mlp": TokenMLP}

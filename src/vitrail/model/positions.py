@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,46 +13,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.errors import UsageError
+from vitrail.model.geometry import (
+    Grid,
+    Injection,
+    Interpolation,
+    Position,
+    PositionModule,
+    resample,
+    resample_line,
+)
+from vitrail.model.pairs import Relative1D, RelativeBias, Rotary2D
 from vitrail.model.tokenizers import Context, Tokens
-
-Grid = tuple[int, int]
-Injection = Literal["stem", "every-layer", "shared"]
-"""Once after the stem; at the start of each layer, each with its own table; the same table at each layer."""
-Interpolation = Literal["aligned", "antialiased"]
-"""Bilinear between a table's rows: its corners stay at the corners (official code); or as a picture is resized, between
-the centres of its places and averaged where it shrinks (FlexiViT's code, jax.image.resize)."""
-
-
-class OnGrid(nn.Module, ABC):
-    """A part of a model whose arrays belong to one grid."""
-
-    @abstractmethod
-    def at(self, grid: Grid) -> None:
-        """Bakes the arrays for another grid, in place."""
-
-
-class PositionModule(OnGrid):
-    """What the model asks of a position; each answer defaults to nothing. `layer` None means right after the stem."""
-
-    def add(self, tokens: Tokens, layer: int | None = None) -> Tokens:
-        """Tokens with their positions added."""
-        return tokens
-
-    def bias(self, queries: Tensor, tokens: Tokens, layer: int) -> Float[Tensor, "batch heads tokens tokens"] | None:
-        """What is added to the attention scores of a layer before the softmax."""
-        return None
-
-    def rotate(self, queries: Tensor, keys: Tensor, tokens: Tokens, layer: int) -> tuple[Tensor, Tensor]:
-        """Queries and keys, turned by their positions."""
-        return queries, keys
-
-
-class Position(ABC):
-    """Axis: what the model knows of where its tokens are."""
-
-    @abstractmethod
-    def build(self, context: Context) -> PositionModule:
-        """A module that adds, biases or rotates."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +75,25 @@ class SineCosine(Position):
 
 
 @dataclass(frozen=True)
-class Relative1D(Position):
-    """Every pair of patches has an offset in raster order, and every offset a learned key (paper D.4).
+class Normed(Position):
+    """Another position, and a LayerNorm after it, before the first block (CLIP)."""
 
-    The original queries times these keys are added to the attention scores. Pairs with a class token have no offset.
-    The stem is the first layer, the first place where pairs meet.
-    """
-
-    inject: Injection = "shared"
+    position: Position = Learned1D()
+    epsilon: float = 1e-5
 
     def build(self, context: Context) -> PositionModule:
-        return RelativeKeys(self.inject, context)
+        return NormAfter(self, context)
+
+
+@dataclass(frozen=True)
+class Both(Position):
+    """Two positions at once (a BEiT with a table of places and one of offsets)."""
+
+    first: Position = Learned1D()
+    second: Position = RelativeBias()
+
+    def build(self, context: Context) -> PositionModule:
+        return Together(self.first.build(context), self.second.build(context))
 
 
 class Nowhere(PositionModule):
@@ -123,6 +101,51 @@ class Nowhere(PositionModule):
 
     def at(self, grid: Grid) -> None:
         pass
+
+
+class NormAfter(PositionModule):
+    """What the inner position answers; the tokens that enter the first block are normed."""
+
+    def __init__(self, config: Normed, context: Context) -> None:
+        super().__init__()
+        self.inner = config.position.build(context)
+        self.norm = nn.LayerNorm(context.dim, eps=config.epsilon)
+
+    def add(self, tokens: Tokens, layer: int | None = None) -> Tokens:
+        tokens = self.inner.add(tokens, layer)
+        return tokens.to(self.norm(tokens.values)) if layer is None else tokens
+
+    def bias(self, queries: Tensor, tokens: Tokens, layer: int) -> Float[Tensor, "batch heads tokens tokens"] | None:
+        return self.inner.bias(queries, tokens, layer)
+
+    def rotate(self, queries: Tensor, keys: Tensor, tokens: Tokens, layer: int) -> tuple[Tensor, Tensor]:
+        return self.inner.rotate(queries, keys, tokens, layer)
+
+    def at(self, grid: Grid) -> None:
+        self.inner.at(grid)
+
+
+class Together(PositionModule):
+    """What both answer."""
+
+    def __init__(self, first: PositionModule, second: PositionModule) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def add(self, tokens: Tokens, layer: int | None = None) -> Tokens:
+        return self.second.add(self.first.add(tokens, layer), layer)
+
+    def bias(self, queries: Tensor, tokens: Tokens, layer: int) -> Float[Tensor, "batch heads tokens tokens"] | None:
+        answers = [part.bias(queries, tokens, layer) for part in (self.first, self.second)]
+        told = [answer for answer in answers if answer is not None]
+        return sum(told[1:], start=told[0]) if told else None
+
+    def rotate(self, queries: Tensor, keys: Tensor, tokens: Tokens, layer: int) -> tuple[Tensor, Tensor]:
+        return self.second.rotate(*self.first.rotate(queries, keys, tokens, layer), tokens, layer)
+
+    def at(self, grid: Grid) -> None:
+        self.first.at(grid)
+        self.second.at(grid)
 
 
 class Table(nn.Module, ABC):
@@ -236,64 +259,14 @@ class SineCosineTable(Table):
         pass
 
 
-class RelativeKeys(PositionModule):
-    """Scores q.r for every offset in -(n-1)..n-1, picked for every pair of patches."""
-
-    def __init__(self, inject: Injection, context: Context) -> None:
-        super().__init__()
-        self.inject = inject
-        offsets = 2 * context.grid[0] * context.grid[1] - 1
-        self.keys = nn.ParameterList(
-            nn.Parameter(torch.randn(context.heads, offsets, context.dim // context.heads) * 0.02)
-            for _ in range(context.depth if inject == "every-layer" else 1)
-        )
-
-    def bias(self, queries: Tensor, tokens: Tokens, layer: int) -> Float[Tensor, "batch heads tokens tokens"] | None:
-        if self.inject == "stem" and layer > 0:
-            return None
-        keys = self.keys[layer if self.inject == "every-layer" else 0]
-        places = tokens.grid[0] * tokens.grid[1]
-        keys = rearrange(
-            resample_line(rearrange(keys, "h o d -> o (h d)"), 2 * places - 1), "o (h d) -> h o d", h=len(keys)
-        )
-        scores = torch.einsum("bhqd,hod->bhqo", queries[:, :, tokens.prefix :], keys.to(queries.dtype))
-        scores = scores * queries.shape[-1] ** -0.5  # scaled like the product it is added to
-        place = torch.arange(places, device=queries.device)[None] if tokens.kept is None else tokens.kept
-        offset = place[:, :, None] - place[:, None, :] + places - 1
-        picked = scores.gather(3, offset[:, None].expand(len(queries), queries.shape[1], -1, -1))
-        return F.pad(picked, (tokens.prefix, 0, tokens.prefix, 0))
-
-    def at(self, grid: Grid) -> None:
-        with torch.no_grad():
-            for index, keys in enumerate(self.keys):
-                line = resample_line(rearrange(keys, "h o d -> o (h d)"), 2 * grid[0] * grid[1] - 1)
-                self.keys[index] = nn.Parameter(rearrange(line, "o (h d) -> h o d", h=len(keys)).clone())
-
-
-def resample(
-    rows: Float[Tensor, "positions dim"], old: Grid, new: Grid, interpolation: Interpolation = "aligned"
-) -> Float[Tensor, "new_positions dim"]:
-    """A table in raster order on another grid, differentiably.
-
-    "aligned" equals scipy.ndimage.zoom(order=1) of the official code to 6e-8, up and down.
-    """
-    grid, aligned = rearrange(rows, "(r k) d -> 1 d r k", r=old[0]), interpolation == "aligned"
-    grid = F.interpolate(grid.float(), size=new, mode="bilinear", align_corners=aligned, antialias=not aligned)
-    return rearrange(grid, "1 d r k -> (r k) d").to(rows.dtype)
-
-
-def resample_line(rows: Float[Tensor, "positions dim"], length: int) -> Float[Tensor, "length dim"]:
-    """A one-dimensional table at another length: linear with aligned ends."""
-    if len(rows) == length:
-        return rows
-    line = F.interpolate(rearrange(rows, "n d -> 1 d n").float(), size=length, mode="linear", align_corners=True)
-    return rearrange(line, "1 d n -> n d").to(rows.dtype)
-
-
 POSITIONS: dict[str, type[Position]] = {
     "none": NoPosition,
     "learned-1d": Learned1D,
     "learned-2d": Learned2D,
     "relative-1d": Relative1D,
+    "relative-bias": RelativeBias,
+    "rotary-2d": Rotary2D,
     "sine-cosine": SineCosine,
+    "normed": Normed,
+    "both": Both,
 }

@@ -46,11 +46,32 @@ class ResNetConfig(BackboneConfig["ResNet"]):
         return rows * cols
 
     @property
+    def stride(self) -> tuple[int, int]:
+        return self.trunk.stride, self.trunk.stride
+
+    @property
+    def attends(self) -> bool:
+        return False
+
+    @property
+    def words(self) -> str:
+        stages = "-".join(map(str, self.trunk.stages)) or "no"
+        return f"ResNet of {stages} units, {self.dim} channels"
+
+    @property
     def work(self) -> Work:
         return self.trunk.work(self.channels, self.image_size) + self.head.work(self.dim)
 
+    @property
+    def live(self) -> int:
+        return self.trunk.live(self.channels, self.image_size)
+
     def build(self) -> ResNet:
         return ResNet(self)
+
+    def shortened(self) -> ResNetConfig:
+        stages = tuple(max(1, count // 2) for count in self.trunk.stages)
+        return replace(self, trunk=replace(self.trunk, stages=stages))  # type: ignore[type-var]
 
     def facts(self) -> dict[str, Any]:
         trunk = self.trunk
@@ -85,7 +106,8 @@ class ResNet(Backbone):
         """Refused: there is nothing to record."""
         raise UsageError(
             "VT041", "a ResNet has no attention: its convolutions mix what lies side by side", "a model with attention",
-            "a ViT, or a hybrid, whose encoder attends to the places of a ResNet's map",
+            "a ViT, or a hybrid, whose encoder attends to the places of a ResNet's map; a ResNet predicts, is evaluated "
+            "and reported like any model, and model.features(images) gives its maps",
         )  # fmt: skip
 
     def at(self, image_size: tuple[int, int]) -> ResNet:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vitrail.errors import UsageError, nearest
 from vitrail.model.backbone import BackboneConfig
-from vitrail.model.block import Block
+from vitrail.model.block import MLP, Block, Norm
 from vitrail.model.heads import LinearHead
-from vitrail.model.mixers import TokenMLP
+from vitrail.model.mixers import QuadraticAttention, TokenMLP
 from vitrail.model.pools import AttentionPool, ClassToken, GlobalAverage
 from vitrail.model.positions import Learned1D, NoPosition
 from vitrail.model.resnet import ResNetConfig
@@ -59,17 +60,25 @@ MIXERS = {
     "H": (Size(1280, 32, 1, 5120), 640),
 }
 
+# The network of arXiv 1911.03584 with quadratic relative attention: patches of 2x2 pixels, nine heads of full width.
+# From the paper and its code (epfml/attention-cnn): sizes, patches, mean and linear head, dropout, GELU and epsilon. Theirs
+# norms after each residual as BERT does; ours norms before, as all of ours, and once at the end.
+QUADRATIC = {
+    "Cordonnier": (Size(400, 6, 9, 512), (2, 2), Block(QuadraticAttention(), MLP("erf"), Norm(1e-12), dropout=0.1))
+}
+
 VITS = ("Ti/16", "S/32", "S/16", "B/32", "B/16", "B/8", "L/32", "L/16", "H/14", "g/14", "G/14")
 NAMES = (
     *(f"ViT-{name}" for name in VITS),
     *HYBRIDS,
     *(f"Mixer-{name}" for name in ("S/32", "S/16", "B/32", "B/16", "L/32", "L/16", "H/14")),
+    *QUADRATIC,
 )
 RESNETS = ("R50x1", "R50x2", "R50x3", "R101x1", "R101x3", "R152x1", "R152x2", "R152x4", "R200x3")
 
 
 def named(name: str, classes: int = 1000, image_size: tuple[int, int] = (224, 224), channels: int = 3) -> ViTConfig:
-    """The configuration of a ViT, hybrid or Mixer: "ViT-B/16", any size of the table with any patch; "R50+ViT-B/16".
+    """A ViT, hybrid or Mixer: "ViT-B/16", any size of the table with any patch; "R50+ViT-B/16"; "Cordonnier".
 
     Raises:
         UsageError: the name is not of this form; the message gives the nearest names.
@@ -79,6 +88,9 @@ def named(name: str, classes: int = 1000, image_size: tuple[int, int] = (224, 22
         letter, stages, side = HYBRIDS[name]
         stem = ConvolutionalStem((side, side), channels, PostActivation(stages))
         return ViTConfig(SIZES[letter], stem, head=head, image_size=image_size)
+    if name in QUADRATIC:
+        size, patch, block = QUADRATIC[name]
+        return ViTConfig(size, LinearPatches(patch, channels), NoPosition(), block, GlobalAverage(), head, image_size)
     match = re.fullmatch(r"(ViT|Mixer)-(\w+)/(\d{1,3})(?:x(\d{1,3}))?", name)
     if (
         not match
@@ -117,6 +129,31 @@ def backbone(
     """
     is_resnet = re.fullmatch(r"R\d+x\d+", name) is not None
     return (resnet if is_resnet else named)(name, classes, image_size, channels)
+
+
+def smaller(config: BackboneConfig[Any]) -> Iterator[tuple[str, BackboneConfig[Any]]]:
+    """The names of the same kind and patch that compute less, the largest first, for the same images and classes."""
+    down, across = config.stride
+    if max(down, across) > 999:  # no name has more digits
+        return
+    patch = f"{down}" if down == across else f"{down}x{across}"
+    names = (
+        *(f"ViT-{size}/{patch}" for size in SIZES),
+        *(f"Mixer-{size}/{patch}" for size in MIXERS),
+        *HYBRIDS,
+        *QUADRATIC,
+        *RESNETS,
+    )
+    known = {name: backbone(name, config.head.classes, config.image_size, config.channels) for name in names}
+    alike = {name: other for name, other in known.items() if _kind(other) == _kind(config)}
+    for name, other in sorted(alike.items(), key=lambda pair: -pair[1].work.products):
+        if other.work.products < config.work.products:
+            yield name, other
+
+
+def _kind(config: BackboneConfig[Any]) -> tuple[Any, ...]:
+    parts = (config.tokenizer, config.block.mixer) if isinstance(config, ViTConfig) else ()
+    return type(config), config.stride, *map(type, parts)
 
 
 @dataclass(frozen=True)

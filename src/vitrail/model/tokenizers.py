@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -71,9 +72,16 @@ class Tokens:
 
 
 class Tokenizer(ABC):
-    """Axis: how an image becomes tokens."""
+    """Axis: how an image becomes tokens.
 
+    Attributes:
+        patch: (height, width) of a token, in pixels of the image.
+        before: what stands before the encoder, for people.
+    """
+
+    patch: tuple[int, int]
     channels: int
+    before: ClassVar[str] = ""
 
     @abstractmethod
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -92,6 +100,10 @@ class Tokenizer(ABC):
     def work(self, image_size: tuple[int, int], dim: int) -> Work:
         """What one image costs."""
 
+    @abstractmethod
+    def live(self, image_size: tuple[int, int]) -> int:
+        """About how many float32 values of one image are in memory at a time, without a gradient."""
+
 
 @dataclass(frozen=True)
 class LinearPatches(Tokenizer):
@@ -99,6 +111,7 @@ class LinearPatches(Tokenizer):
 
     patch: tuple[int, int] = (16, 16)
     channels: int = 3
+    bias: bool = True
 
     def __post_init__(self) -> None:
         if min(*self.patch, self.channels) < 1:
@@ -118,6 +131,9 @@ class LinearPatches(Tokenizer):
         values = math.prod(image_size) * self.channels
         return Work(values * dim, values)
 
+    def live(self, image_size: tuple[int, int]) -> int:
+        return 2 * math.prod(image_size) * self.channels  # as pixels and as patches
+
 
 @dataclass(frozen=True)
 class ConvolutionalStem(Tokenizer):
@@ -130,6 +146,7 @@ class ConvolutionalStem(Tokenizer):
     patch: tuple[int, int] = (16, 16)
     channels: int = 3
     trunk: Trunk = PostActivation(())
+    before: ClassVar[str] = "ResNet stem and "
 
     def __post_init__(self) -> None:
         stride = self.trunk.stride
@@ -159,6 +176,9 @@ class ConvolutionalStem(Tokenizer):
         rows, cols = (side // self.trunk.stride for side in image_size)
         return self.trunk.work(self.channels, image_size) + self.on_the_map.work((rows, cols), dim)
 
+    def live(self, image_size: tuple[int, int]) -> int:
+        return self.trunk.live(self.channels, image_size)
+
 
 class PatchProjection(nn.Module):
     """The matrix E. A patch is flattened as (row, column, channel), as the official kernels are stored."""
@@ -166,9 +186,10 @@ class PatchProjection(nn.Module):
     def __init__(self, config: LinearPatches, dim: int) -> None:
         super().__init__()
         self.config = config
-        self.project = nn.Linear(math.prod(config.patch) * config.channels, dim)
+        self.project = nn.Linear(math.prod(config.patch) * config.channels, dim, bias=config.bias)
         lecun_normal_(self.project.weight, self.project.in_features)
-        nn.init.zeros_(self.project.bias)
+        if config.bias:
+            nn.init.zeros_(self.project.bias)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Tokens:
         check_channels(images, self.config.channels)

@@ -96,15 +96,21 @@ class Trunk(ABC):
 
     def work(self, channels: int, image_size: Sides) -> Work:
         """What one image costs."""
-        half, quarter = (_places(image_size, times) for times in (1, 2))
-        # The images, three maps of the first convolution (itself, ReLU, padded), the pooled map and its indices.
-        kept = channels * math.prod(image_size) + self.width * (3 * half + 3 * quarter)
-        total = Work(49 * channels * self.width * half, kept)
+        total = Work(49 * channels * self.width * _places(image_size, 1), self._root_kept(channels, image_size))
         for unit in _units(self, image_size):
             products = unit.before * unit.inputs * unit.width + unit.after * (9 + 4) * unit.width**2
             products += unit.after * unit.inputs * 4 * unit.width if unit.projects else 0
             total += Work(products, self.kept(unit))
         return total
+
+    def live(self, channels: int, image_size: Sides) -> int:
+        """About how many values of one image are in memory at a time, without a gradient: the largest part's."""
+        return max([self._root_kept(channels, image_size), *map(self.kept, _units(self, image_size))])
+
+    def _root_kept(self, channels: int, image_size: Sides) -> int:
+        """The images, three maps of the first convolution (itself, ReLU, padded), the pooled map and its indices."""
+        half, quarter = (_places(image_size, times) for times in (1, 2))
+        return channels * math.prod(image_size) + self.width * (3 * half + 3 * quarter)
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,20 @@ from vitrail import configuration
 from vitrail.errors import UsageError
 from vitrail.model.backbone import Backbone, BackboneConfig
 from vitrail.model.backbone import build as build
-from vitrail.model.block import Block, build_blocks
+from vitrail.model.block import FEED_FORWARDS, Block, FeedForward, build_blocks
 from vitrail.model.capture import Capture
+from vitrail.model.geometry import OnGrid, Position
 from vitrail.model.heads import HEADS, Head, LinearHead
 from vitrail.model.mixers import MIXERS, Mixer
 from vitrail.model.pools import POOLS, ClassToken, Pool
-from vitrail.model.positions import POSITIONS, Learned1D, OnGrid, Position
+from vitrail.model.positions import POSITIONS, Learned1D
 from vitrail.model.tokenizers import TOKENIZERS, Context, LinearPatches, Tokenizer, Tokens
 from vitrail.model.trunks import TRUNKS, Trunk
 from vitrail.model.work import Work
 
 AXES: configuration.Axes = {
-    Tokenizer: TOKENIZERS, Trunk: TRUNKS, Position: POSITIONS, Mixer: MIXERS, Pool: POOLS, Head: HEADS
+    Tokenizer: TOKENIZERS, Trunk: TRUNKS, Position: POSITIONS, Mixer: MIXERS,
+    FeedForward: FEED_FORWARDS, Pool: POOLS, Head: HEADS
 }  # fmt: skip
 
 
@@ -39,8 +41,8 @@ class Size:
     hidden: int
 
     def __post_init__(self) -> None:
-        if min(self.dim, self.depth, self.heads, self.hidden) < 1 or self.dim % self.heads:
-            raise UsageError("VT003", f"{self}: {self.heads} heads do not divide {self.dim}", "dim a multiple of heads")
+        if min(self.dim, self.depth, self.heads, self.hidden) < 1:
+            raise UsageError("VT003", f"{self}", "positive numbers")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class ViTConfig(BackboneConfig["ViT"]):
     pool: Pool = ClassToken()
     head: Head = LinearHead()
     image_size: tuple[int, int] = (224, 224)
+
+    def __post_init__(self) -> None:
+        dim, heads = self.size.dim, self.size.heads
+        if dim % heads and (self.block.mixer.splits or self.pool.splits):
+            raise UsageError("VT003", f"{self.size}: {heads} heads do not divide {dim}", "dim a multiple of heads")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -72,7 +79,7 @@ class ViTConfig(BackboneConfig["ViT"]):
 
     @property
     def dim(self) -> int:
-        return self.size.dim
+        return self.size.dim * self.pool.parts
 
     @property
     def num_layers(self) -> int:
@@ -83,14 +90,35 @@ class ViTConfig(BackboneConfig["ViT"]):
         return self.context.tokens
 
     @property
+    def stride(self) -> tuple[int, int]:
+        return self.tokenizer.patch
+
+    @property
+    def attends(self) -> bool:
+        return self.block.mixer.attends
+
+    @property
+    def words(self) -> str:
+        size, network = self.size, f"{self.tokenizer.before}{self.block.mixer.network}"
+        heads = f", {size.heads} heads" if size.heads > 1 else ""
+        return f"{network} of {size.depth} layers, {size.dim} dimensions{heads}"
+
+    @property
     def work(self) -> Work:
         context = self.context
         ends = Work(kept=2 * context.tokens * context.dim)  # the embedded tokens and the final norm's input
-        ends += self.pool.work(context) + self.head.work(context.dim)
+        ends += self.pool.work(context) + self.head.work(self.dim)
         return self.tokenizer.work(self.image_size, context.dim) + self.block.work(context) * context.depth + ends
+
+    @property
+    def live(self) -> int:
+        return max(2 * self.block.work(self.context).kept, self.tokenizer.live(self.image_size))
 
     def build(self) -> ViT:
         return ViT(self)
+
+    def shortened(self) -> ViTConfig:
+        return replace(self, size=replace(self.size, depth=min(self.size.depth, max(2, self.size.depth // 2))))
 
     def facts(self) -> dict[str, Any]:
         size = self.size
@@ -119,7 +147,7 @@ class ViT(Backbone):
         self.dropout = nn.Dropout(config.block.dropout)
         self.blocks = build_blocks(config.block, context)
         self.pool = config.pool.build(context, config.block.norm)
-        self.head = config.head.build(config.size.dim)
+        self.head = config.head.build(config.dim)
 
     def embed(self, images: Float[Tensor, "batch channels height width"]) -> Tokens:
         tokens = self.position.add(self.pool.prepend(self.tokenizer(images)))  # eq. 1
@@ -136,7 +164,7 @@ class ViT(Backbone):
     def features(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Tokens, ...]:
         """The encoded tokens after the final norm, as a one-level feature pyramid."""
         tokens = self.encode(self.embed(images))
-        return (tokens.to(self.pool.norm(tokens.values)),)
+        return (tokens.to(self.pool.normed(tokens)),)
 
     def represent(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
         """The vector that the last linear layer reads (pre-logits), for few-shot evaluation and search."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitrail.configuration import require
 from vitrail.data.batches import Batch
-from vitrail.model.vit import ViT
+from vitrail.model.backbone import Backbone
 from vitrail.preprocessing import Preprocessing
 
 
@@ -43,14 +43,14 @@ class Supervised:
     def __post_init__(self) -> None:
         require(0 <= self.label_smoothing < 1, "objective.label_smoothing", self.label_smoothing, "0 to less than 1")
 
-    def build(self, backbone: ViT, preprocessing: Preprocessing) -> SupervisedObjective:
+    def build(self, backbone: Backbone, preprocessing: Preprocessing) -> SupervisedObjective:
         return SupervisedObjective(self, backbone, preprocessing)
 
 
 class SupervisedObjective(nn.Module):
     """softmax: -sum_c target_c log softmax(logits)_c.  sigmoid: sum_c of the binary cross-entropy of class c."""
 
-    def __init__(self, config: Supervised, backbone: ViT, preprocessing: Preprocessing) -> None:
+    def __init__(self, config: Supervised, backbone: Backbone, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.config, self.backbone, self.preprocessing = config, backbone, preprocessing
 

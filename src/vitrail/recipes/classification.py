@@ -8,12 +8,12 @@ from dataclasses import replace
 from vitrail.checkpoints.loading import read
 from vitrail.data.sources import Source
 from vitrail.data.transforms import Flip, RandomResizedCrop, Shift, Transform
-from vitrail.errors import VitrailError
+from vitrail.model.backbone import BackboneConfig
 from vitrail.model.block import Block
 from vitrail.model.heads import LinearHead
 from vitrail.model.pools import GlobalAverage
 from vitrail.model.positions import Learned1D
-from vitrail.model.sizes import named
+from vitrail.model.sizes import backbone
 from vitrail.model.tokenizers import LinearPatches
 from vitrail.model.vit import Size, ViTConfig
 from vitrail.objectives.supervised import Supervised
@@ -21,7 +21,7 @@ from vitrail.preprocessing import Preprocessing
 from vitrail.recipes.look import Look, look
 from vitrail.recipes.run import Augmentation, Data, Run
 from vitrail.training.loop import Training
-from vitrail.training.optimizer import SGD
+from vitrail.training.optimizer import SGD, AdamW, Muon, Optimizer
 from vitrail.training.precision import best_precision
 from vitrail.training.schedule import Cosine
 
@@ -36,6 +36,7 @@ def from_scratch(source: Source, model: str | None = None, image_size: tuple[int
     config, size_why = (
         _small_model(source, seen, image_size) if model is None else _named(source, seen, model, image_size)
     )
+    optimizer, optimizer_why = _optimizer(config)
     flips = (Flip(),) if seen.mirror_is_safe else ()
     mirror = (
         f"mirror {'on' if flips else 'off'}: nearest neighbours know {seen.upright:.0%} of the pictures upright, "
@@ -51,8 +52,14 @@ def from_scratch(source: Source, model: str | None = None, image_size: tuple[int
         preprocessing=_preprocessing(seen, config.image_size),
         augmentation=Augmentation((*crops, *flips)),
         objective=_objective(source),
-        training=Training(epochs=epochs, precision=best_precision(config.size.dim)),
-        why=(size_why, mirror, f"{epochs:.0f} epochs: about {examples:,} examples, between 10 and 300 epochs"),
+        optimizer=optimizer,
+        training=Training(epochs=epochs, precision=best_precision(config.dim)),
+        why=(
+            size_why,
+            optimizer_why,
+            mirror,
+            f"{epochs:.0f} epochs: about {examples:,} examples, between 10 and 300 epochs",
+        ),
     )
 
 
@@ -75,7 +82,9 @@ def fashion_mnist(source: Source, model: str | None = None, image_size: tuple[in
     (mean and standard deviation of seeds 0, 1, 2; n = 10,000), nearest neighbours 84.9 %. docs/log.md has what was tried.
     """
     base = from_scratch(source, model, image_size)
-    config = base.model if model else replace(base.model, tokenizer=LinearPatches((4, 4), base.preprocessing.channels))
+    config = base.model
+    if model is None and isinstance(config, ViTConfig):
+        config = replace(config, tokenizer=LinearPatches((4, 4), base.preprocessing.channels))
     return replace(
         base,
         recipe="fashion-mnist",
@@ -93,13 +102,8 @@ def fine_tune(source: Source, weights: str, image_size: tuple[int, int] | None =
     vitrail train FOLDER --weights CHECKPOINT: the learning rate, 0.03 for a batch of 512, is scaled to the batch of 64.
     """
     checkpoint = read(weights, None)
-    if not isinstance(checkpoint.config, ViTConfig):
-        family = type(checkpoint.config).__name__.removesuffix("Config")
-        raise VitrailError(
-            "VT075", f"{weights} holds a {family}", "a ViT, a hybrid or a Mixer: others are not trained yet"
-        )
-    size = image_size or checkpoint.config.image_size
-    config = replace(checkpoint.config, image_size=size, head=LinearHead(len(source.classes)))
+    size, head = image_size or checkpoint.config.image_size, checkpoint.config.head.adapted(len(source.classes), False)
+    config = replace(checkpoint.config, image_size=size, head=head)  # type: ignore[type-var]  # always a dataclass
     seen = look(source.split("train"))
     flips = (Flip(),) if seen.mirror_is_safe else ()
     return Run(
@@ -114,12 +118,10 @@ def fine_tune(source: Source, weights: str, image_size: tuple[int, int] | None =
         training=Training(
             epochs=float(min(100, max(3, round(EXAMPLES / 20 / seen.count)))),
             evaluations=5,
-            precision=best_precision(config.size.dim),
+            precision=best_precision(config.dim),
         ),
         weights=weights,
-        why=(
-            f"weights of {checkpoint.provenance.get('format', weights)}, new head, positions resampled to {config.grid}",
-        ),
+        why=(f"weights of {checkpoint.provenance.get('format', weights)}, new head, {size[0]}x{size[1]} px",),
     )
 
 
@@ -130,7 +132,7 @@ RECIPES: dict[str, Callable[..., Run]] = {
 }
 
 
-def _small_model(source: Source, seen: Look, image_size: tuple[int, int] | None) -> tuple[ViTConfig, str]:
+def _small_model(source: Source, seen: Look, image_size: tuple[int, int] | None) -> tuple[BackboneConfig, str]:
     """A small ViT with some 16 to 64 patches, whose cost per image is about the same for every picture size."""
     side = image_size or ((seen.side, seen.side) if seen.side <= 32 else (64, 64))
     patch = 2 if max(side) <= 12 else 4 if max(side) <= 20 else 7 if max(side) <= 28 else 8
@@ -149,9 +151,20 @@ def _small_model(source: Source, seen: Look, image_size: tuple[int, int] | None)
     return config, f"{side[0]}x{side[1]} px, {why}"
 
 
-def _named(source: Source, seen: Look, model: str, image_size: tuple[int, int] | None) -> tuple[ViTConfig, str]:
-    config = named(model, len(source.classes), image_size or (224, 224), seen.channels)
+def _named(source: Source, seen: Look, model: str, image_size: tuple[int, int] | None) -> tuple[BackboneConfig, str]:
+    config = backbone(model, len(source.classes), image_size or (224, 224), seen.channels)
     return config, f"{model} as asked"
+
+
+def _optimizer(config: BackboneConfig) -> tuple[Optimizer, str]:
+    """Muon for the matrices of an encoder; where there are convolutions alone, AdamW."""
+    if isinstance(config, ViTConfig):
+        return (
+            Muon(),
+            "Muon for the matrices of the encoder's layers, AdamW for all else, such as a stem's convolutions",
+        )
+    # docs/log.md: Adam's usual 1e-3 is too small for standardised kernels, whose size does not matter.
+    return AdamW(lr=3e-3), "AdamW: Muon is for matrices, and all of a ResNet's weights are convolutions"
 
 
 def _preprocessing(seen: Look, image_size: tuple[int, int]) -> Preprocessing:

@@ -25,8 +25,9 @@ from vitrail.deployment.classifier import Classifier
 from vitrail.errors import UsageError, VitrailError, nearest
 from vitrail.evaluation.accuracy import Accuracy
 from vitrail.files import read_json
+from vitrail.model.backbone import Backbone, build
+from vitrail.model.families import FAMILIES
 from vitrail.model.sizes import cost
-from vitrail.model.vit import ViT, build
 from vitrail.recipes.classification import RECIPES, fine_tune
 from vitrail.recipes.judge import Result, describe, judge, read_result
 from vitrail.recipes.room import shortage_explained
@@ -157,8 +158,9 @@ def train(
 
 def default_folder(source: Source, run: Run) -> Path:
     """runs/DATA-MODEL-DATE; an unfinished or finished run of the same configuration is found again on later days."""
-    size = run.model.size
-    stem = f"{Path(source.name).stem.replace(':', '-') or 'data'}-vit{size.dim}x{size.depth}"
+    family = next(name for name, kind in FAMILIES.items() if isinstance(run.model, kind))
+    shape = f"{family}{run.model.dim}x{run.model.num_layers}"
+    stem = f"{Path(source.name).stem.replace(':', '-') or 'data'}-{shape}"
     for folder in sorted(Path("runs").glob(f"{stem}-????-??-??"), reverse=True):
         if holds_run(folder) and not _changes(folder, source, run):
             return folder
@@ -187,7 +189,7 @@ def reading_threads() -> int:
     return min(4, os.cpu_count() or 1)
 
 
-def initial_model(run: Run, source: Source) -> ViT:
+def initial_model(run: Run, source: Source) -> Backbone:
     """Random weights of the seed, or the checkpoint adapted to the task."""
     if run.weights is None:
         return build(run.model, run.training.seed)
@@ -238,7 +240,7 @@ def _tell_skipped(pictures: Mapping[str, Pictures], progress: Progress, folder: 
         progress.note(f"  {line}")
 
 
-def checkpoint_of(run: Run, source: Source, model: ViT) -> Checkpoint:
+def checkpoint_of(run: Run, source: Source, model: Backbone) -> Checkpoint:
     provenance = {"recipe": run.recipe, "data": source.name, "data fingerprint": source.fingerprint}
     return Checkpoint(run.model, model.state_dict(), run.preprocessing, source.classes, source.multi_label, provenance)
 
@@ -255,6 +257,8 @@ def _config(run: Run, asked: Asked, machine: Machine) -> dict[str, Any]:
         "run": run.to_json(),
         "origin": {name: "command line" if name in by_hand else f"recipe {run.recipe}" for name in names},
         "why": list(run.why),
+        "model": run.model.words,
+        "attends": run.model.attends,
         "cost": {"parameters": counted.parameters, "flops_per_image": counted.flops, "tokens": counted.tokens},
         "machine": {"device": machine.torch_device, "workers": machine.workers, "threads": machine.threads},
     }
@@ -284,9 +288,10 @@ def _split(source: Source) -> str:
 
 
 def _changes(folder: Path, source: Source, run: Run) -> list[tuple[str, Any, Any]]:
-    """How this command differs from the one that made the folder."""
-    old = read_json(folder / "config.json")["run"]
-    new = run.to_json()
+    """How this command differs from the one that made the folder, perhaps with an older version."""
+    old, new = read_json(folder / "config.json")["run"], run.to_json()
+    with suppress(UsageError):  # a key that is not known any more is a difference too, and shown as one
+        old = Run.from_json(old).to_json()
     for value in (old, new):
         value.pop("why", None)
     found = configuration.differences(old, new)

@@ -88,8 +88,10 @@ class Plan:
             "parts": [asdict(part) for part in tried.parts],
             "tried": {
                 "pictures": tried.pictures_read, "steps": tried.steps_tried, "images_per_step": tried.probe.training.batch_size,
-                "layers": tried.probe.model.size.depth,
+                "layers": tried.probe.model.num_layers,
             },
+            "model": run.model.words,
+            "layers": run.model.num_layers,
             "baselines": [_baseline(baseline) for baseline in baselines],
             "out": str(self.folder),
             "state": self.state,

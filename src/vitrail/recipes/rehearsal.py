@@ -20,7 +20,6 @@ from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import Outcome, outcome
 from vitrail.evaluation.baselines import SIDE, nearest_pixels, pixels
 from vitrail.model.sizes import cost
-from vitrail.model.vit import ViTConfig
 from vitrail.recipes.execute import Machine, checked_pictures, checkpoint_of, reading_threads, trainer_of
 from vitrail.recipes.judge import TRAIN_SAMPLE
 from vitrail.recipes.room import STATES, in_memory
@@ -237,9 +236,8 @@ class Rehearsal:
                 self.trainer.parts.evaluate()
         count, peak = self.counts["val"], evaluating.peak
         together = min(count, evaluation_size(self.run.preprocessing))
-        if self.quick < together:  # without a gradient about two layers' values are in memory at a time
-            layers = self.whole.activation_bytes * 2 // max(2, self.run.model.num_layers)
-            peak = max(peak, self.prepared.after + layers * together)
+        if self.quick < together:
+            peak = max(peak, self.prepared.after + 4 * self.run.model.live * together)
         self.image_seconds = evaluating.seconds / min(self.quick, count) * self.whole.flops / self.tried.flops
         self._add("evaluating", self.run.training.evaluations * count * self.image_seconds, peak)
         self._add("saving", self.saving, peak)
@@ -303,8 +301,9 @@ class Rehearsal:
             "counts": self.source.counts(),
             "multi_label": self.source.multi_label,
         }
+        config = {"run": self.run.to_json(), "model": self.run.model.words}
         story = Story(
-            folder, config={"run": self.run.to_json()}, data=data, summary=found.summary(), records=tuple(records),
+            folder, config=config, data=data, summary=found.summary(), records=tuple(records),
             predictions=predictions, gallery=tuple(tiles),
         )  # fmt: skip
         run_page(story)
@@ -322,9 +321,8 @@ def probe_of(run: Run, room: int | None) -> Run:
         return seconds <= STEP_SECONDS and (room is None or needed < room / 2)
 
     probe = run
-    while isinstance(probe.model, ViTConfig) and probe.model.size.depth > 2 and not fits(probe):
-        size = replace(probe.model.size, depth=max(2, probe.model.size.depth // 2))
-        probe = replace(probe, model=replace(probe.model, size=size), weights=None)
+    while (shorter := probe.model.shortened()) != probe.model and not fits(probe):
+        probe = replace(probe, model=shorter, weights=None)
     while not fits(probe) and probe.training.batch_size > 1:
         probe = replace(probe, training=replace(probe.training, batch_size=probe.training.batch_size // 2))
     return probe

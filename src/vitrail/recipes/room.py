@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vitrail.errors import OutOfMemory
-from vitrail.model.sizes import SIZES, cost
+from vitrail.model.sizes import cost, smaller
 from vitrail.recipes.run import Run
 from vitrail.training.memory import Usage, available_bytes, give_back, resident_bytes
 
@@ -173,20 +173,19 @@ def _halved(run: Run) -> Variants:
 
 
 def _images(run: Run) -> Variants:
-    patch, (height, width) = run.model.tokenizer.patch, run.model.image_size  # type: ignore[attr-defined]
-    rows, cols = height // patch[0], width // patch[1]
+    (down, across), (height, width) = run.model.stride, run.model.image_size
+    rows, cols = height // down, width // across
     for share in (0.75, 0.5, 0.25):
-        size = max(1, round(rows * share)) * patch[0], max(1, round(cols * share)) * patch[1]
+        size = max(1, round(rows * share)) * down, max(1, round(cols * share)) * across
+        if size[0] > height or size[1] > width:  # a ResNet may read images smaller than its stride
+            return
         text = f"{size[0]}" if size[0] == size[1] else f"{size[0]}x{size[1]}"
-        model, preprocessing = replace(run.model, image_size=size), replace(run.preprocessing, image_size=size)
+        model = replace(run.model, image_size=size)  # type: ignore[type-var]  # every configuration is a dataclass
+        preprocessing = replace(run.preprocessing, image_size=size)
         yield f"--image-size {text}", replace(run, model=model, preprocessing=preprocessing)
 
 
 def _models(run: Run) -> Variants:
     """Smaller ones of the table; not where weights decide."""
-    patch = run.model.tokenizer.patch  # type: ignore[attr-defined]
-    names = list(SIZES)
-    place = next((index for index, size in enumerate(SIZES.values()) if size == run.model.size), 0)
-    for name in reversed(names[:place] if run.weights is None else []):
-        text = f"{patch[0]}" if patch[0] == patch[1] else f"{patch[0]}x{patch[1]}"
-        yield f"--model ViT-{name}/{text}", replace(run, model=replace(run.model, size=SIZES[name]))
+    for name, model in smaller(run.model) if run.weights is None else ():
+        yield f"--model {name}", replace(run, model=model)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vitrail import configuration
 from vitrail.data.transforms import TRANSFORMS, Mixup, Transform
 from vitrail.errors import UsageError
-from vitrail.model.vit import AXES as MODEL_AXES
-from vitrail.model.vit import ViTConfig
+from vitrail.model.backbone import BackboneConfig
+from vitrail.model.families import AXES as MODEL_AXES
+from vitrail.model.families import typed
 from vitrail.objectives.supervised import Supervised
 from vitrail.preprocessing import Preprocessing
 from vitrail.training.loop import Training
@@ -63,7 +65,7 @@ class Run:
 
     recipe: str
     data: Data
-    model: ViTConfig
+    model: BackboneConfig
     preprocessing: Preprocessing
     augmentation: Augmentation = Augmentation()
     objective: Supervised = Supervised()
@@ -79,19 +81,26 @@ class Run:
                 "VT003", f"the model reads {self.model.image_size}, the preprocessing makes {self.preprocessing.image_size}",
                 "the same size", "--image-size sets both",
             )  # fmt: skip
-        if self.model.tokenizer.channels != self.preprocessing.channels:
+        if self.model.channels != self.preprocessing.channels:
             raise UsageError(
-                "VT003", f"the model reads {self.model.tokenizer.channels} channels, "
+                "VT003", f"the model reads {self.model.channels} channels, "
                 f"the preprocessing makes {self.preprocessing.channels}", "the same number",
-                "--set preprocessing.channels, mean and std, as well as --set model.tokenizer.channels",
+                "--set preprocessing.channels, mean and std, as well as --set model.tokenizer.channels "
+                "(of a ResNet, model.channels)",
             )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         return configuration.encode(self, AXES)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Run:
-        return configuration.decode(cls, data, AXES)
+    def from_json(cls, data: Mapping[str, Any]) -> Run:
+        """From the JSON of this version or an older one: what has come since has its default.
+
+        Raises:
+            UsageError: VT003, a key that is not known any more, a wrong type or an impossible value.
+        """
+        model = data.get("model")
+        return configuration.decode(cls, {**data, **({"model": typed(model)} if isinstance(model, dict) else {})}, AXES)
 
     def changed(self, assignments: dict[str, str]) -> Run:
         """With `--set` keys replaced."""

@@ -16,7 +16,7 @@ from vitrail.evaluation.labels import Suspect
 from vitrail.evaluation.predictions import Predictions
 from vitrail.inspection.overlay import overlay
 from vitrail.inspection.rollout import rollout_maps
-from vitrail.model.vit import ViT
+from vitrail.model.backbone import Backbone
 from vitrail.report.gallery import Tile, webp
 
 WORST, PAIRS, OF_A_PAIR, SUSPECTS = 12, 3, 6, 24
@@ -28,7 +28,7 @@ SMALL = 64  # pictures up to this side are shown pixel by pixel
 class Shown:
     """What tiles are made from: the pictures of every split, and the model that looks at them."""
 
-    model: ViT
+    model: Backbone
     device: torch.device
     pictures: Mapping[str, Pictures]
 

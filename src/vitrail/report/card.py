@@ -26,11 +26,10 @@ def card(story: Story) -> str:
     summary, model = story.summary, story.run.get("model", {})
     name = Path(str(story.data.get("source", story.folder.name))).name
     height, width = model.get("image_size", ("?", "?"))
-    size = model.get("size", {})
     classes = ", ".join(plain(c) for c in story.classes[:CLASSES]) + (" ..." if len(story.classes) > CLASSES else "")
     return "\n".join([
         "---", *_header(story, name), "---",
-        f"# {plain(name)}: a Vision Transformer of {size.get('depth', '?')} layers, {size.get('dim', '?')} dimensions", "",
+        f"# {plain(name)}: {plain(story.model)}", "",
         *(_result(story) if summary else ["The run has not come to a result yet."]), "",
         f"Images of {height}x{width} px. {len(story.classes)} classes: {classes}", "",
         *_pictures(story), "The whole story, with pictures, is in [report.html](report.html).", "",

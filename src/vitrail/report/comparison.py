@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.configuration import differences
+from vitrail.configuration import differences, encode, keys
 from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.evaluation.predictions import Predictions, read_predictions
 from vitrail.evaluation.significance import (
@@ -165,7 +165,19 @@ def _rows(pairing: Pairing, rows: list[int]) -> list[Facts]:
 
 def _configuration(a: Story, b: Story) -> list[Facts]:
     first, second = ({key: value for key, value in story.run.items() if key != "why"} for story in (a, b))
+    if keys(first.get("model")) != keys(second.get("model")):  # other families, or other versions
+        first, second = map(_told_in_full, (first, second))
     return [{"key": key, "a": _plain(old), "b": _plain(new)} for key, old, new in differences(first, second)]
+
+
+def _told_in_full(run: Facts) -> Facts:
+    """With the defaults of what an older version did not write down of the model."""
+    from vitrail.model.families import AXES, from_json  # imports torch, which most comparisons do without
+
+    try:
+        return {**run, "model": encode(from_json(run["model"]), AXES)}
+    except (KeyError, TypeError, ValueError, VitrailError):  # of a version that knew other keys
+        return run
 
 
 def _plain(value: Any) -> Any:

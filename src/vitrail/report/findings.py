@@ -68,7 +68,11 @@ def next_steps(story: Story) -> list[tuple[str, str]]:
     if story.summary:
         steps += [
             ("Predict your own pictures", f"vitrail predict {folder} PICTURE.png"),
-            ("See where the model looks", f"vitrail explain {folder} PICTURE.png --out explained.png"),
+            *(
+                [("See where the model looks", f"vitrail explain {folder} PICTURE.png --out explained.png")]
+                if story.attends
+                else []
+            ),
             ("Compare with another run, with significance", f"vitrail compare {folder} OTHER_RUN"),
         ]
     return list({command: (title, command) for title, command in reversed(steps)}.values())[::-1]

@@ -147,6 +147,7 @@ def _pictures(story: Story) -> Facts:
     rows = [(s["id"], s["split"], s["label"], s["suggested"], f"{s['doubt']:.2f}") for s in suspects[:SUSPECT_ROWS]]
     return {
         "worst": worst, "overlays": any(tile.overlay for tile in worst),
+        "blind": not story.attends,
         "suspects": suspects, "suspect_tiles": story.tiles("suspect"), "suspect_rows": rows,
     }  # fmt: skip
 
@@ -262,12 +263,9 @@ def _calibration(story: Story) -> Facts:
 def _cost(story: Story) -> Facts:
     rows: list[tuple[str, str]] = []
     cost, last = story.config.get("cost", {}), story.steps[-1] if story.steps else {}
-    model = story.run.get("model", {})
-    if model:
-        height, width = model["image_size"]
-        size = model["size"]
-        shape = f"{size['depth']} layers, {size['dim']} dimensions, {size['heads']} heads, {height}x{width} px"
-        rows.append(("model", f"Vision Transformer, {shape}"))
+    if "image_size" in story.run.get("model", {}):
+        height, width = story.run["model"]["image_size"]
+        rows.append(("model", f"{story.model}; {height}x{width} px"))
     if cost:
         rows += [("parameters", f"{cost['parameters']:,}"),
                  ("FLOPs per image, forward", f"{cost['flops_per_image'] / 1e6:,.1f} million"),

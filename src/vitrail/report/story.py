@@ -54,6 +54,18 @@ class Story:
         return self.config.get("run", {})
 
     @property
+    def model(self) -> str:
+        """What was trained, in words; runs of before there were other families say the numbers of a ViT alone."""
+        size = self.run.get("model", {}).get("size", {})
+        old = [f"{size[name]} {text}" for name, text in _SIZE.items() if name in size]
+        return str(self.config.get("model") or f"Vision Transformer of {', '.join(old) or 'unknown size'}")
+
+    @property
+    def attends(self) -> bool:
+        """Whether the model has attention that shows where it looks."""
+        return bool(self.config.get("attends", True))
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.data.get("classes", ()))
 
@@ -98,6 +110,7 @@ class Story:
         return [tile for tile in self.gallery if tile.kind == kind]
 
 
+_SIZE = {"depth": "layers", "dim": "dimensions", "heads": "heads"}
 NUMBER = (int, float)
 _BASELINE = {"name": str, "top1": NUMBER, "interval": [NUMBER], "how": str, "only_model": int, "only_baseline": int}
 _SUMMARY = {"n": int, "top1": NUMBER, "top1_interval": [NUMBER], "split": str, "baselines": [_BASELINE]}

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vitrail.configuration import require
+from vitrail.errors import UsageError
 
 Named = tuple[str, nn.Parameter]
 
@@ -57,7 +58,10 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True)
 class Muon(Optimizer):
-    """Muon for the matrices of the blocks (torch.optim.Muon), AdamW for everything else.
+    """Muon for the matrices of the encoder's blocks (torch.optim.Muon), AdamW for everything else.
+
+    Everything else: the patch embedding, a stem's convolutions, norms, biases, positions, tokens and the head. A ResNet
+    has no blocks, so that nothing would be Muon's: it is refused, and AdamW or SGD moves it.
 
     In few epochs from scratch it is far ahead of AdamW: docs/log.md has the comparison.
     """
@@ -72,7 +76,12 @@ class Muon(Optimizer):
 
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
         named = list(model.named_parameters())
-        hidden = [p for name, p in named if p.ndim == 2 and name.startswith("blocks.")]
+        hidden = [p for name, p in named if p.ndim == 2 and name.startswith("blocks.") and decays(name, p)]
+        if not hidden:
+            raise UsageError(
+                "VT003", f"optimizer is muon, and a {type(model).__name__} has no encoder blocks: its weights are convolutions",
+                "adamw or sgd", "leave it out, or --set optimizer=adamw",
+            )  # fmt: skip
         owned = set(map(id, hidden))
         rest = [p for _, p in named if id(p) not in owned]
         muon = torch.optim.Muon(hidden, lr=self.lr, weight_decay=self.weight_decay)
@@ -92,10 +101,12 @@ def _check(optimizer: Optimizer, names: tuple[str, ...]) -> None:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices decay; biases, norms, LayerScale, positions and learned tokens do not."""
-    return parameter.ndim >= 2 and not name.startswith(
-        ("position.", "pool.class_token", "pool.registers", "pool.probe")
-    )
+    """Matrices and kernels decay; biases, norms, LayerScale, positions and learned tokens do not.
+
+    Centres and widths of quadratic attention are positions too, though they lie in the blocks.
+    """
+    apart = name.startswith(("position.", "pool.class_token", "pool.registers", "pool.probe"))
+    return parameter.ndim >= 2 and not apart and ".mixer.scores." not in name
 
 
 def _decay_groups(named: Iterable[Named], weight_decay: float) -> list[dict[str, object]]:

@@ -1,0 +1,111 @@
+"""docs/parity.md: how far every family is from its home library, and which format can hold which model.
+
+    python benchmarks/parity.py > docs/parity.md
+
+Everything is measured when the command runs; a row whose oracle is not there says so and makes the command fail.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import parity_table
+import samples
+from vitrail.checkpoints.checkpoint import Checkpoint
+from vitrail.checkpoints.loading import FORMATS, read, save
+
+HEAD = """# Parity
+
+How far a model that Vitrail loads is from the same file in its home library: small models with random weights, large
+enough that a wrong GELU or epsilon shows, float32 on one thread. Differences are the largest over all values, relative
+to the largest value; the bound is 1e-5. Made by `python benchmarks/parity.py`, {date}, {versions}.
+"""
+
+
+def versions() -> str:
+    found = [f"Python {platform.python_version()}", f"PyTorch {torch.__version__}"]
+    for package in ("transformers", "timm"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"no {package}")
+    return ", ".join(found)
+
+
+def differences() -> bool:
+    """Prints the first table; whether every row was measured and holds."""
+    print("\n## Against the home library\n")
+    print("| family | format | oracle | logits | hidden states |\n|---|---|---|---|---|")
+    holds = True
+    for name, measure in parity_table.ROWS.items():
+        try:
+            row = parity_table.Row(*measure())
+        except Exception as error:  # a missing oracle must show in the table and not end it
+            print(f"| {name} | | not measured: {type(error).__name__}: {error} | | |")
+            holds = False
+            continue
+        shown = [
+            f"{value:.1e}" if value is not None else "not shown by the oracle" for value in (row.logits, row.hidden)
+        ]
+        print(f"| {row.family} | {row.format} | {row.oracle} | {' | '.join(shown)} |")
+        holds = holds and max(row.logits, row.hidden or 0.0) <= parity_table.BOUND
+    return holds
+
+
+def conversions() -> bool:
+    """Prints the second table: what every format makes of every other's models."""
+    print("\n## From format to format\n")
+    print("Rows: sample models of each format. Cells: the largest relative difference of the logits after writing and "
+          "reading, 0 where every bit is equal; a letter where the format has no place for the model.\n")  # fmt: skip
+    reasons: dict[str, str] = {}
+    holds = True
+    names = [module.NAME for module in FORMATS]
+    print(f"| | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+    for own, cases in samples.HELD.items():
+        for case, config in cases.items():
+            checkpoint = samples.checkpoint_of(config)
+            cells = []
+            for module in FORMATS:
+                if obstacles := module.obstacles(config):
+                    parts = sorted({obstacle.split("(")[0] for obstacle in obstacles})
+                    cells.append(reasons.setdefault(", ".join(parts), chr(ord("a") + len(reasons))))
+                    continue
+                difference = converted(checkpoint, module)
+                cells.append("0" if difference == 0 else f"{difference:.1e}")
+                holds = holds and difference <= parity_table.BOUND
+            print(f"| {own}: {case} | {' | '.join(cells)} |")
+    print("\nNo place for:\n")
+    for reason, letter in reasons.items():
+        print(f"- {letter}: {reason}")
+    return holds
+
+
+def converted(checkpoint: Checkpoint, module: object) -> float:
+    """Difference of the logits after writing in a format and reading."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"weights{module.CONTAINERS[0]}"
+        save(checkpoint, path, format=module.NAME)
+        again = read(path)
+        images = torch.randn(2, checkpoint.config.channels, *checkpoint.config.image_size)
+        with torch.no_grad():
+            first, second = checkpoint.build()(images), again.build()(images)
+    return 0.0 if torch.equal(first, second) else parity_table.relative(second, first)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(HEAD.format(date=date.today(), versions=versions()))
+    holds = [differences(), conversions()]
+    sys.exit(0 if all(holds) else 1)
+
+
+if __name__ == "__main__":
+    main()
