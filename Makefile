@@ -7,11 +7,13 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.installed
 
-# One pip call with torch pinned: 2.13.0 is a CPU build, and nothing else in the call can pull in another one.
+# One pip call with torch pinned: 2.13.0 is a CPU build, and nothing else in the call can pull in another one. timm, an
+# oracle of the tests, asks for torchvision, which has no build beside it: it comes alone.
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; a few minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" --editable ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "timm==1.0.31"
 	@touch $@
 
 demo: install

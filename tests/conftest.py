@@ -41,6 +41,14 @@ def parity_path():
 
 
 @pytest.fixture
+def real_weights():
+    """A pre-trained ViT-S/14 as a folder of Hugging Face, with its oracle."""
+    if not (WEIGHTS / "dinov2-vits14").is_dir():
+        pytest.skip("the real network is not beside the project (../shared/weights)")
+    return WEIGHTS / "dinov2-vits14"
+
+
+@pytest.fixture
 def debian_fashion():
     """The four files that Debian's package dataset-fashion-mnist installs."""
     folder = Path("/usr/share/datasets/fashion-mnist")

@@ -121,16 +121,18 @@ def forward(model, images, form="tanh", epsilon=1e-6):
 
 
 def probe_attention(x, p, config):
-    """Where the probe of attention pooling looks: heads tokens."""
-    x = layer_norm(x, p["pool.norm.weight"], p["pool.norm.bias"], config.block.norm.epsilon)
-    return multi_head_attention(p["pool.probe"], attention_weights(p, "pool.attention."), config.size.heads, x)[1][:, 0]
+    """Where the probe of attention pooling looks: heads tokens. It does not see the registers."""
+    registers = len(p.get("pool.registers", ()))
+    x = layer_norm(x[registers:], p["pool.norm.weight"], p["pool.norm.bias"], config.block.norm.epsilon)
+    maps = multi_head_attention(p["pool.probe"], attention_weights(p, "pool.attention."), config.size.heads, x)[1]
+    return np.pad(maps[:, 0], ((0, 0), (registers, 0)))
 
 
 def pool(x, p, config, registers, form):
     x = layer_norm(x, p["pool.norm.weight"], p["pool.norm.bias"], config.block.norm.epsilon)
     if "pool.probe" in p:
         asked, _ = multi_head_attention(
-            p["pool.probe"], attention_weights(p, "pool.attention."), config.size.heads, context=x
+            p["pool.probe"], attention_weights(p, "pool.attention."), config.size.heads, context=x[registers:]
         )
         normed = layer_norm(asked, p["pool.mlp_norm.weight"], p["pool.mlp_norm.bias"])
         hidden = gelu(normed @ p["pool.mlp.expand.weight"] + p["pool.mlp.expand.bias"], form)

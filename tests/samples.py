@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+import hf_samples
+import timm_samples
 import vitrail
 from test_model import stirred
 from vitrail.checkpoints.checkpoint import Checkpoint
@@ -52,8 +54,10 @@ HELD = {
         "uneven": replace(TORCHVISION, tokenizer=LinearPatches((2, 4), 1), image_size=(8, 16)),
         "dropout": replace(TORCHVISION, block=replace(TORCH.block, dropout=0.1, drop_path=0.1)),
     },
+    **hf_samples.HELD,
+    **timm_samples.HELD,
 }  # fmt: skip
-CROPS = {"big-vision-npz", "torchvision"}  # their family cuts a window from the picture
+CROPS = {"big-vision-npz", "torchvision", "timm", "dinov2", "clip", "beit"}  # their family cuts a window from the picture
 NPZ = [name for name in HELD if name.endswith("-npz")]
 CASES = [(name, case) for name, cases in HELD.items() for case in cases]
 

@@ -98,7 +98,7 @@ def test_the_same_command_again_is_done_and_another_one_is_refused(vitrail_comma
     )
     before = {path: path.stat().st_mtime_ns for path in files_below(out) if path.is_file() and path.name != ".lock"}
     again = train(vitrail_command, pictures, out, "--workers", 1)  # the number of workers makes no other run
-    assert again.status == 0 and again.out.startswith("done already   top-1 on 4 test images")
+    assert again.status == 0 and again.out.startswith("done already   top-1 on 4 test pictures")
     refused = train(vitrail_command, pictures, out, training__clip=0.5, optimizer__lr=0.3)
     assert refused.status == 2 and refused.err.startswith(f"error[VT021] {out} holds the run of another command")
     assert "optimizer.lr: it was 0.02, you asked 0.3" in refused.err
@@ -246,7 +246,9 @@ def test_fine_tuning_from_official_weights(vitrail_command, parity_path, tmp_pat
     assert answer.status == 0 and json.loads(answer.out)["n"] == 2
     run = json.loads((tmp_path / "run" / "config.json").read_text())["run"]
     assert run["recipe"] == "fine-tune" and run["weights"] == str(weights)
-    assert run["optimizer"] == {"type": "sgd", "lr": 0.03 * 64 / 512, "momentum": 0.9, "weight_decay": 0.0}
+    assert run["optimizer"] == {
+        "type": "sgd", "lr": 0.03 * 64 / 512, "momentum": 0.9, "weight_decay": 0.0, "buffer": "float32"
+    }  # fmt: skip
     model = vitrail.load(tmp_path / "run")
     assert model.module.config.grid == grid and model.classes == tiny.CLASSES
     started = np.load(weights)["Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel"]

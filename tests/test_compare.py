@@ -112,7 +112,7 @@ def test_two_real_seeds(run, pictures, tmp_path, vitrail_command):
 
 def test_a_run_and_itself(run, vitrail_command):
     answer = vitrail_command("compare", run, run)
-    assert "the same predictions on all 4 images" in answer.out and "config the same" in answer.out
+    assert "the same predictions on all 4 pictures" in answer.out and "config the same" in answer.out
     found = json.loads(vitrail_command("compare", run, run, "--json").out)
     assert found["top1"]["p"] == 1 and found["verdict"]["word"] == "same predictions" and found["notes"] == []
     assert found["changed"] == {"lost": [], "gained": []} and found["loss"]["interval"] == [0, 0]
@@ -185,7 +185,7 @@ def test_what_cannot_be_compared_is_counted_and_said(tmp_path, vitrail_command):
     assert found["top1"]["b"] == 26 / 55 and found["top1"]["only_a"] == 29
     text = " ".join(vitrail_command("compare", a, b).out.split())
     assert "not compared: 1 only A has, 1 only B has, 2 with another label, 2 trained on" in text
-    assert "2 images are left out because one of the runs was trained on them." in text
+    assert "2 pictures are left out because one of the runs was trained on them." in text
     assert {row["key"] for row in found["data"]} == set()
 
 
@@ -193,9 +193,9 @@ def test_where_nothing_matches_it_says_why(tmp_path, vitrail_command):
     a = write_run(tmp_path / "a", [True] * 3, files=["1", "2", "3"])
     b = write_run(tmp_path / "b", [True] * 3, files=["2", "3", "4"], labels=["ant"] * 3, train=["3"])
     answer = vitrail_command("compare", a, b, "--json")
-    assert answer.status == 3 and answer.err.startswith("error[VT028] no image of the split 'test' can be compared: ")
+    assert answer.status == 3 and answer.err.startswith("error[VT028] no picture of the split 'test' can be compared: ")
     for reason in (
-        f"1 images only {a} has",
+        f"1 pictures only {a} has",
         f"1 only {b} has",
         "1 have another label",
         "1 one of the runs was trained on",

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from vitrail import files
 from vitrail.configuration import differences
-from vitrail.data.transforms import Flip, Mixup, RandAugment, RandomResizedCrop, Shift
+from vitrail.data.mixing import Mixup
+from vitrail.data.transforms import Flip, RandAugment, RandomResizedCrop, Shift
 from vitrail.errors import DataError, Interrupted, UsageError, VitrailError, nearest
 from vitrail.model.block import MLP, Block, Norm
 from vitrail.model.heads import LinearHead, TanhHead
@@ -171,7 +172,7 @@ def test_changes_by_name():
     ("assignments", "mentions"),
     [
         ({"training.epoch": "3"}, ["training.epoch", "'epoch'", "did you mean epochs?"]),
-        ({"trainign.epochs": "3"}, ["'trainign'", "did you mean training?"]),
+        ({"trainign.epochs": "3"}, ["'trainign'", "did you mean training"]),
         ({"epochs": "3"}, ["epochs", "did you mean training.epochs?"]),
         ({"qq": "3"}, ["'qq'", "known: augmentation, data, "]),
         ({"": "3"}, ["no key ''"]),
@@ -185,7 +186,7 @@ def test_changes_by_name():
         ({"optimizer": "adam"}, ["optimizer", "'adam'", "adamw"]),
         ({"optimizer": "adam", "optimizer.lr": "1"}, ["'adam'", "adamw"]),
         ({"optimizer": "{}", "optimizer.lr": "1"}, ["optimizer.lr", '"type"']),
-        ({"optimizer": "sgd", "optimizer.betas": "[0, 0]"}, ["'betas'", "known: lr, momentum"]),
+        ({"optimizer": "sgd", "optimizer.betas": "[0, 0]"}, ["'betas'", "known: buffer, lr, momentum"]),
         ({"model": "{}", "model.size.dim": "3"}, ["\"type\": one of vit, resnet"]),
         ({"model": "null"}, ["model", "None"]),
         ({"optimizer.lr": "NaN"}, ["optimizer.lr", "finite"]),

@@ -87,12 +87,12 @@ def test_titles_have_the_numbers(planted, found):
     surplus = sum(len(group) - 1 for group in planted.groups["exact-duplicates"])
     assert said["exact-duplicates"]["title"].startswith(f"{surplus} of {total} pictures are exact copies")
     sizes = {name: sum(1 for path in (planted.root / name).rglob("*") if path.is_file()) for name in ("val", "test")}
-    expected = (
-        f"2 of {sizes['val']} val pictures are also in train, 3 of {sizes['test']} test pictures are also in train"
-    )
-    assert said["leak"]["title"] == f"{expected} (2 exactly the same, 3 nearly)"
+    in_val, in_test = f"2 of {sizes['val']} val", f"3 of {sizes['test']} test"
+    assert said["leak"]["title"] == f"5 pictures are in two splits: {in_test} pictures are also in train"
+    assert f"{in_val} pictures are also in train; {in_test} pictures are also in train" in said["leak"]["why"]
+    assert "2 are exactly the same, 3 nearly" in said["leak"]["why"]
     assert said["label-conflict"]["title"].endswith("(2 exactly the same, 2 nearly)")
-    assert said["missing-class"]["title"] == "val has no picture of rare"
+    assert said["missing-class"]["title"] == "val has no picture of rare" and "blind" in said["missing-class"]["why"]
     assert "1 empty, 1 of another kind, 1 damaged" in said["unreadable"]["title"]
     assert all(problem["why"] and problem["fix"] for problem in found["problems"])
 
@@ -336,6 +336,51 @@ def test_looking_at_the_data_changes_no_bit_of_a_run(pictures, run, tmp_path, mo
     tiny.tiny(pictures, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "data.json").read_text())["examination"]["seen"] == 0
     assert tiny.digests(tmp_path / "run") == tiny.digests(run)
+
+
+def test_blank_pictures_are_told_apart(tmp_path):
+    """Empty files, white drawings that vanish on white, and plain colours need different things done."""
+    for number, tile in zip(range(20), tiles(40, 40), strict=False):
+        path = tmp_path / "data" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tile.save(path)
+    drawing = Image.new("RGBA", (40, 40), (255, 255, 255, 0))
+    drawing.paste((255, 255, 255, 255), (10, 10, 30, 30))
+    made = {
+        "plain": Image.new("RGB", (40, 40), "red"),
+        "white": drawing,
+        "empty": Image.new("RGBA", (40, 40), (9, 8, 7, 0)),
+    }
+
+    def said(*names):
+        for path in (tmp_path / "data" / "a").glob("*[a-z].png"):
+            path.unlink()
+        for name in names:
+            made[name.rstrip("2")].save(tmp_path / "data" / "a" / f"{name}.png")
+        return problems(examine(open_source(str(tmp_path / "data"))).to_json()).get("blank")
+
+    assert said() is None and said("plain")["title"] == "1 of 21 pictures is of one colour only"
+    assert said("empty")["title"] == "1 of 21 pictures is empty (fully transparent)"
+    whole = said("plain", "white", "empty", "empty2")
+    assert whole["title"] == (
+        "4 of 24 pictures are blank: 2 empty (fully transparent), 1 of one colour only, 1 white on a transparent ground"
+    )
+    assert "white disappears" in whole["why"] and "white disappears" not in said("empty")["why"]
+    assert ids(whole)[0] == {"a/white.png"}  # the odd one first, not behind a hundred empty ones
+
+
+def test_what_to_do_about_unreadable_pictures_hangs_on_why():
+    every = [np.asarray(tile) for _, tile in zip(range(9), tiles(40, 40), strict=False)]
+
+    def fix(*codes):
+        examiner = Examiner(in_memory(every, [0, 1, 0, 1, 0, 1, 0, 1, 0]))
+        for row, code in enumerate([*codes, None, None][:9]):
+            examiner.see("train", row, DataError(code, "x is wrong") if code else every[row])
+        return problems(examiner.examination().to_json())["unreadable"]["fix"]
+
+    assert "smaller" in fix("VT054") and "opy" not in fix("VT054")
+    assert "Copy" in fix("VT053") and "smaller" not in fix("VT053")
+    assert "Copy" in fix("VT053", "VT054") and "smaller" in fix("VT053", "VT054")
 
 
 def test_a_leak_that_vitrail_made_is_answered_with_the_way_out(tmp_path):

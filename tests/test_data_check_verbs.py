@@ -50,9 +50,11 @@ def rows(path):
 def test_check_prints_what_is_wrong_and_ends_with_3(vitrail_command, planted):
     done = vitrail_command("data", "check", planted.root)
     assert done.status == 3 and done.err == ""
-    assert "error    2 of 18 val pictures are also in train" in done.out
+    assert "error    5 pictures are in two splits: 3 of 16 test pictures are also in train" in done.out
+    assert "2 of 18 val pictures are also in train" in " ".join(done.out.split())
     assert "verdict  3 errors, 7 warnings, 5 notes" in done.out
     commands = [line for line in done.out.splitlines() if line.strip().startswith("vitrail data check")]
+    assert f"vitrail data split {planted.root} --out split.csv" in done.out
     assert commands and all(line.endswith("--out check.html") for line in commands)  # whole, to be copied
     wide = [line for line in done.out.splitlines() if len(line) > 80 and str(planted.root) not in line]
     assert not wide
@@ -158,9 +160,8 @@ def test_train_takes_the_split_from_any_folder(vitrail_command, pictures, tmp_pa
 
 def test_data_that_cannot_be_divided(vitrail_command, copies, planted, tmp_path):
     root, _ = copies
-    for data in (planted.root, "fashion-mini"):
-        done = vitrail_command("data", "split", data, "--out", tmp_path / "no.csv")
-        assert done.status == 3 and "VT029" in done.err and "its own splits" in done.err
+    done = vitrail_command("data", "split", "fashion-mini", "--out", tmp_path / "no.csv")
+    assert done.status == 3 and "VT029" in done.err and "its own splits" in done.err
     for name in ("a;b", " a"):
         folder = tmp_path / name.replace(" ", "_")
         shutil.copytree(root, folder)
@@ -174,6 +175,47 @@ def test_data_that_cannot_be_divided(vitrail_command, copies, planted, tmp_path)
         done = vitrail_command("data", "split", root, "--out", tmp_path / "no.csv", *shares)
         assert done.status == 2 and "VT002" in done.err
     assert not (tmp_path / "no.csv").exists()
+
+
+def test_splits_of_their_own_are_kept_and_repaired(vitrail_command, planted, tmp_path):
+    """Copies leave the earlier split, val gets some of the class that it lacks, everything else stays where it was."""
+    done = vitrail_command("data", "split", planted.root, "--out", tmp_path / "split.csv")
+    table = {row["path"].removeprefix(f"{planted.root}/"): row["split"] for row in rows(tmp_path / "split.csv")}
+    everything = {p.relative_to(planted.root).as_posix() for p in planted.root.rglob("*") if p.is_file()}
+    broken = set.union(*planted.groups["unreadable"])
+    given_up = {id for pair in planted.groups["leak"] for id in pair if id.startswith("train/")}
+    assert done.status == 0 and len(given_up) == 5 and set(table) == everything - broken - given_up
+    changed = {id for id, split in table.items() if id.split("/")[0] != split}
+    assert changed and all(id.startswith("train/rare/") and table[id] == "val" for id in changed)
+    assert (
+        f"{len(changed)} picture" in done.out
+        and "rare to val" in done.out
+        and "5 pictures, such as train/some" in done.out
+    )
+    check = vitrail_command("data", "check", tmp_path / "split.csv", "--json")
+    kinds = {problem["kind"] for problem in json.loads(check.out)["examination"]["problems"]}
+    assert not kinds & {"leak", "missing-class", "unreadable"} and {"label-conflict", "exact-duplicates"} <= kinds
+
+
+def test_labels_that_a_person_corrected_are_taken_over(vitrail_command, copies, tmp_path):
+    root, _ = copies
+    list_of = tmp_path / "reviewed.csv"
+
+    def split(*lines, head="file,split,label,suggested,doubt", out="split.csv"):
+        list_of.write_text("\n".join([head, *lines]))
+        return vitrail_command("data", "split", root, "--out", tmp_path / out, "--relabel", list_of)
+
+    done = split("cats/02-0.png,train,cats,dogs,2.0", "dogs/01-0.png,test,dogs,,1.5")
+    assert done.status == 0 and "labels corrected: 1; left out: 1" in done.out
+    table = {row["path"].removeprefix(f"{root}/"): row["label"] for row in rows(tmp_path / "split.csv")}
+    assert table.pop("cats/02-0.png") == "dogs" and "dogs/01-0.png" not in table
+    assert all(label == id.split("/")[0] for id, label in table.items())
+    for line, code, word in (
+        ("cats/none.png,,,dogs,", "VT017", "cats/none.png"), ("cats/02-0.png,,,dgos,", "VT018", "did you mean dogs?"),
+    ):  # fmt: skip
+        refused = split(line, out="no.csv")
+        assert refused.status == 3 and code in refused.err and word in refused.err
+    assert "VT016" in split(head="file,label", out="no.csv").err and not (tmp_path / "no.csv").exists()
 
 
 def test_split_overwrites_nothing(vitrail_command, copies, tmp_path):

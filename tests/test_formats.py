@@ -36,7 +36,7 @@ from vitrail.model.block import Block
 from vitrail.model.heads import LinearHead, ProjectedHead, TanhHead
 from vitrail.model.mixers import TokenMLP
 from vitrail.model.pools import AttentionPool, ClassToken, GlobalAverage
-from vitrail.model.positions import Learned1D, Learned2D, SineCosine
+from vitrail.model.positions import Learned2D, SineCosine
 from vitrail.model.resnet import ResNetConfig
 from vitrail.model.tokenizers import ConvolutionalStem, LinearPatches
 from vitrail.model.trunks import BIT
@@ -218,8 +218,7 @@ UNFIT = {
                      "ClassToken": replace(MIXER, pool=ClassToken()), "TanhHead": replace(MIXER, head=TanhHead(3, 2))},
     "big-vision-npz": {"ConvolutionalStem": HYBRID, "TokenMLP": MIXER, "zeros": ResNetConfig(PRE, LinearHead(3)),
                        "ProjectedHead": ResNetConfig(POST, ProjectedHead(3, 6)),
-                       "Learned2D": replace(VIT, position=Learned2D()), "class_position=True": replace(VIT, image_size=(8, 16)),
-                       "antialiased": replace(VIT, position=Learned1D(class_position=False, interpolation="antialiased"))},
+                       "Learned2D": replace(VIT, position=Learned2D()), "class_position=True": replace(VIT, image_size=(8, 16))},
     "bit-npz": {"a ViT": VIT, "PostActivation": ResNetConfig(POST, LinearHead(3)),
                 "nothing": ResNetConfig(PAPER, LinearHead(3)), "TanhHead": ResNetConfig(PRE, TanhHead(3, 6))},
 }  # fmt: skip

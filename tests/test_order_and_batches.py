@@ -12,7 +12,7 @@ from scipy import stats
 
 from vitrail.data import batches
 from vitrail.data.batches import Batch, Pictures, StepBatches, evaluation_batches, readable, training_batches
-from vitrail.data.order import draws, id_words, permutation, samples_of_step, step_seed
+from vitrail.data.order import Order, Repeated, Shuffled, draws, id_words, permutation, step_seed
 from vitrail.data.sources import open_source
 from vitrail.data.transforms import Flip, RandAugment, RandomResizedCrop, augment
 from vitrail.errors import DataError
@@ -37,6 +37,10 @@ def dataset(tmp_path):
 
 def step_batches(dataset, batch_size=5, seed=3, transforms=STEPS):
     return StepBatches(Pictures(dataset, PREPROCESSING).check(), transforms, seed, batch_size)
+
+
+def samples_of_step(seed, step, batch, count):
+    return Order(Shuffled(), np.zeros((count, 1), np.float32), seed).of_step(step, batch)[:2]
 
 
 def same(first, second):
@@ -121,6 +125,18 @@ def test_a_batch_is_what_its_parts_say(dataset):
     part = made[3].part(1, 3)
     assert part.ids == made[3].ids[1:3] and torch.equal(part.views[0], made[3].views[0][1:3])
     assert torch.equal(part.labels, made[3].labels[1:3]) and len(part.weights) == 2
+
+
+def test_a_sample_that_comes_again_is_augmented_otherwise(dataset):
+    """Three in a row, each by the draws of its occurrence."""
+    pictures = Pictures(dataset, PREPROCESSING).check()
+    batch = StepBatches(pictures, STEPS, 3, 6, Repeated(3))[0]
+    assert batch.ids[0] == batch.ids[1] == batch.ids[2] != batch.ids[3]
+    assert len({view.numpy().tobytes() for view in batch.views[0]}) == 6
+    sample = dataset.ids.index(batch.ids[0])
+    for time in range(3):
+        luck = draws(3, np.zeros(1, np.int64), id_words([batch.ids[0]]), time, 13)[0]
+        assert np.array_equal(batch.views[0][time], augment(pictures[sample], STEPS, luck, PREPROCESSING))
 
 
 def test_an_image_does_not_depend_on_its_batch(dataset):

@@ -53,7 +53,7 @@ def test_problems_of_the_data_are_told_before_anything_costs_time(tmp_path):
     Image.open(first).save(root / "test" / first.parent.name / "copy.png")
     found = planned(root, tmp_path).to_json()
     assert "leak" in {problem["kind"] for problem in found["examination"]["problems"]}
-    assert "! 1 of 7 test pictures is also in train" in plan_text(found)
+    assert "error: 1 of 7 test pictures is also in train" in plan_text(found)
 
 
 def _moved(path, split):
@@ -103,7 +103,7 @@ def test_a_run_writes_down_what_it_took(run):
     assert status["seconds"] > 0 and status["peak_memory_bytes"] >= status["memory_growth_bytes"] >= 0
 
 
-def test_the_command_prints_one_object_and_writes_nothing(pictures, tmp_path, vitrail_command):
+def test_the_command_prints_one_object_and_writes_nothing(pictures, tmp_path, vitrail_command, monkeypatch):
     asked = vitrail_command("train", pictures, "--out", tmp_path / "run", "--plan", "--json", *tiny.flags())
     assert asked.status == 0 and not (tmp_path / "run").exists()
     found = json.loads(asked.out)
@@ -113,7 +113,10 @@ def test_the_command_prints_one_object_and_writes_nothing(pictures, tmp_path, vi
     shown = vitrail_command("train", pictures, "--out", tmp_path / "run", "--plan", *tiny.flags())
     for words in ("Data", "Model", "Recipe", "Cost", "Beat", "nearest neighbours"):
         assert words in shown.out
-    assert max(map(len, shown.out.splitlines())) <= 80 + len(str(pictures))
+    for columns in (80, 60):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        shown = vitrail_command("train", pictures, "--out", tmp_path / "run", "--plan", *tiny.flags())
+        assert not [line for line in shown.out.splitlines() if len(line) > columns and str(tmp_path.parent) not in line]
 
 
 def test_a_finished_run_costs_nothing_more(run, pictures, tmp_path):

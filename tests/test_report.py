@@ -20,10 +20,13 @@ from vitrail.errors import UsageError
 from vitrail.evaluation.predictions import read_predictions
 from vitrail.report.card import card
 from vitrail.report.charts import Series, line_chart, ticks
-from vitrail.report.findings import advice_and_command, findings, next_steps, train_command, without_leaks
+from vitrail.report.findings import advice_and_command, findings, next_steps
 from vitrail.report.gallery import Tile, read_gallery, webp, write_gallery
 from vitrail.report.page import run_page
 from vitrail.report.story import read_story
+from vitrail.report.trust import without_leaks
+from vitrail.report.typed import train_command
+from vitrail.statistics import wilson_interval
 from vitrail.training.loop import Trainer
 
 
@@ -62,32 +65,37 @@ def test_the_most_confused_pair_is_named_with_its_numbers(tmp_path):
 
 def test_weak_classes_are_told_from_chance(tmp_path):
     weak = kinds(story(tmp_path, predictions([(index, "beech") for index in range(0, 90, 3)])))["weak-classes"]
-    assert "ash 70.0 %" in weak.evidence
+    assert "ash (70.0 %)" in weak.title and "Right on: ash (70.0 %); on all pictures 90.0 %" in weak.evidence
     even = [(index, CLASSES[(index + 1) % 3]) for index in range(30)]
     assert "weak-classes" not in kinds(story(tmp_path, predictions(even)))
 
 
 @pytest.mark.parametrize(
-    ("train", "verdict"), [(0.99, None), (1.0 + 0.02, "overfit"), (0.905, "underfit"), (0.95, None)]
+    ("train", "verdict"), [(0.99, "fit"), (1.0 + 0.02, "overfit"), (0.905, "underfit"), (0.95, "fit")]
 )
 def test_learned_by_heart_or_too_little(tmp_path, train, verdict):
     whole = story(tmp_path)
     found = kinds(with_summary(whole, train={"n": 10, "top1": train, "top1_interval": [0, 1]}))
-    assert {"overfit", "underfit"} & set(found) == ({verdict} if verdict else set())
+    assert {"overfit", "underfit", "fit"} & set(found) == {verdict}
+    assert f"Right on {100 * train:.1f} % of training pictures, on 90.0 %" in found[verdict].evidence
 
 
 def test_calibration_follows_the_probabilities(tmp_path):
     wrong = [(index, CLASSES[(index + 1) % 3]) for index in range(0, 300, 5)]  # 80 % are right
-    verdicts = {p: kinds(story(tmp_path, predictions(wrong, p)))["calibration"] for p in (0.99, 0.8, 0.5)}
-    assert verdicts[0.8].severity == "good"
-    assert "too sure" in verdicts[0.99].title and "surer than it says" in verdicts[0.5].title
-    assert "says 99.0 % and is right in 80.0 %" in verdicts[0.99].evidence
+    verdicts = {p: kinds(story(tmp_path, predictions(wrong, p)))["calibration"] for p in (0.99, 0.8, 0.745, 0.5)}
+    assert verdicts[0.8].severity == "good" and "right on average" in verdicts[0.8].title
+    assert verdicts[0.745].severity == "good" and "slightly too cautious" in verdicts[0.745].title
+    assert "are too sure" in verdicts[0.99].title and "are too cautious" in verdicts[0.5].title
+    assert {verdicts[0.99].severity, verdicts[0.5].severity} == {"look"}
+    assert "says 99.0 % and is right in 80.0 %" in verdicts[0.99].title
+    for p, word in ((0.99, "too sure"), (0.745, "slightly too cautious")):  # the curve says what the finding says
+        assert f"its probabilities are {word} (" in run_page(story(tmp_path, predictions(wrong, p)))
 
 
 def test_problems_of_the_data_become_findings_with_their_command(tmp_path):
     whole = with_problems(story(tmp_path), problem("missing-class", fix="Add images."), problem("rotated", "note"))
     found = kinds(whole)
-    assert found["data-missing-class"].severity == "act" and found["data-missing-class"].advice == "Add images."
+    assert found["data-missing-class"].severity == "act" and found["data-missing-class"].action == "Add images"
     assert "data-rotated" not in found
     assert not [kind for kind in kinds(story(tmp_path)) if kind.startswith("data-")]
 
@@ -102,10 +110,11 @@ def test_a_fix_is_taken_apart_into_words_and_what_can_be_typed():
 def test_a_leak_is_told_with_what_it_does_to_the_result(tmp_path):
     members = [*((f"test/{index}.png", "test") for index in range(90, 300)), ("train/1.png", "train")]
     whole = with_problems(story(tmp_path), problem("leak", members=members))
-    share, count = without_leaks(whole)
-    assert count == 210 and share == pytest.approx(60 / 90)
+    clean = without_leaks(whole)
+    assert (clean.leaked, clean.n) == (210, 90) and clean.top1 == pytest.approx(60 / 90)
+    assert clean.interval == wilson_interval(60, 90)
     found = kinds(whole)["data-leak"]
-    assert "Without the 210 leaked test images top-1 is 66.7 %" in found.evidence
+    assert "Without the 210 test pictures that were seen before, top-1 is 66.7 % (95 % CI" in found.evidence
     assert found.command == "vitrail data split trees --out split.csv" and found.command in [
         c for _, c in next_steps(whole)
     ]
@@ -278,7 +287,7 @@ def test_a_run_with_several_labels(pictures, tmp_path, vitrail_command):
     done = vitrail_command("train", tmp_path / "data.csv", "--out", tmp_path / "run", *tiny.flags())
     page = (tmp_path / "run" / "report.html").read_text()
     assert done.status == 0, done.err
-    assert "Images may have several labels here" in page and 'id="confusion"' not in page and 'id="classes"' in page
+    assert "Pictures may have several labels here" in page and 'id="confusion"' not in page and 'id="classes"' in page
     assert not {"confusion", "labels", "calibration", "weak-classes"} & set(kinds(read_story(tmp_path / "run")))
 
 

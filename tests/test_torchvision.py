@@ -90,6 +90,8 @@ def close(found, expected):
 @pytest.mark.parametrize("wide", [None, 24])
 def test_logits_equal_the_source(tmp_path, wide, older):
     arrays = arrays_of(wide, older)
+    for name in ("class_token", "conv_proj.weight", "conv_proj.bias", "encoder.pos_embedding"):
+        arrays[name] *= np.float32(0.003)  # so quiet that a wrong epsilon is seen
     checkpoint = read(written(tmp_path, arrays))
     assert checkpoint.config.size.heads == HEADS and checkpoint.config.image_size == (32, 32)
     images = torch.randn(2, 3, 32, 32)

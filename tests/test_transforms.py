@@ -1,15 +1,23 @@
-"""Augmentation: one contract for every transform, by-hand oracles for each, and mixup against its formula."""
+"""Augmentation: one contract for every transform, by-hand oracles for each."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from scipy import stats
 
 from vitrail.data import transforms
-from vitrail.data.transforms import TRANSFORMS, Flip, Mixup, RandAugment, RandomResizedCrop, Shift, augment
+from vitrail.data.transforms import (
+    TRANSFORMS,
+    Flip,
+    RandAugment,
+    RandomCrop,
+    RandomErasing,
+    RandomResizedCrop,
+    Shift,
+    augment,
+)
 from vitrail.preprocessing import Preprocessing
 
 RANDOM = np.random.default_rng(11)
@@ -255,28 +263,40 @@ def test_without_a_resizing_transform_pictures_are_fitted_as_in_evaluation():
         assert np.array_equal(augment(given, (Flip(),), np.zeros(1), how), how(given)[:, :, ::-1])
 
 
-def test_mixup_against_its_formula():
-    """x' = s x + (1 - s) x[partner], labels alike; partners are a permutation, s at least a half."""
-    images = torch.from_numpy(RANDOM.integers(0, 256, (6, 3, 4, 4)).astype(np.float32))
-    targets = torch.eye(6)
-    mixed, labels = Mixup(0.4)(images, targets, seed=9)
-    shares = labels.numpy().astype(np.float64)
-    share = shares.diagonal().min()  # where a picture is its own partner the sum of both stands there
-    partner = (shares - share * np.eye(6)).argmax(axis=1)
-    assert sorted(partner) == list(range(6)) and 0.5 <= share < 1
-    first, second = images.numpy().astype(np.float64), images.numpy()[partner].astype(np.float64)
-    np.testing.assert_allclose(mixed.numpy(), share * first + (1 - share) * second, rtol=0, atol=1e-3)
-    np.testing.assert_allclose(shares, share * np.eye(6) + (1 - share) * np.eye(6)[partner], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=0, atol=1e-6)
-    again = Mixup(0.4)(images, targets, seed=9)
-    assert torch.equal(again[0], mixed) and torch.equal(again[1], labels)
+def test_random_crop_cuts_and_resizes():
+    """Three quarters of each side, at the drawn place: as Pillow does it."""
+    given = picture(40, 80)
+    result = RandomCrop(0.75)(given, np.array([0.5, LARGEST]), preprocessing())
+    plain = Image.fromarray(given).resize((20, 12), Image.Resampling.BILINEAR, box=(10, 10, 70, 40))
+    assert np.abs(result.astype(int) - np.asarray(plain)).max() <= 1
 
 
-def test_mixup_draws_its_share_from_beta():
-    """One share a step; over the steps as SciPy's Beta(a, a), folded at one half."""
-    shares = []
-    for seed in range(400):
-        _, labels = Mixup(0.5)(torch.zeros(50, 1), torch.eye(50), seed)
-        shares.append(labels.diagonal().min().item())
-    folded = stats.beta(0.5, 0.5)
-    assert stats.kstest(shares, lambda x: folded.cdf(x) - folded.cdf(1 - np.asarray(x))).pvalue > 0.01
+def test_random_erasing_against_indexing():
+    """A rectangle of the drawn area, aspect and place; outside nothing changes; inside the mean, or noise."""
+    given, how = picture(100, 60), preprocessing((100, 60))
+    erase = RandomErasing(1.0, 0.1, 0.3, 2.0, "mean")
+    seen = []
+    for draws in [np.zeros(6), np.full(6, LARGEST), *RANDOM.random((200, 6))]:
+        lost = (erase(given, draws, how) == 128).all(axis=2)
+        area, aspect = 6000 * (0.1 + 0.2 * draws[1]), 2.0 ** (2 * draws[2] - 1)
+        wide, tall = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        top, left = int(draws[4] * (100 - tall + 1)), int(draws[3] * (60 - wide + 1))
+        expected = given.copy()
+        expected[top : top + tall, left : left + wide] = 128
+        assert np.array_equal(erase(given, draws, how), expected)
+        assert lost.sum() >= tall * wide
+        seen.append((top == 0, left == 0, top == 100 - tall, left == 60 - wide))
+    assert np.any(seen, axis=0).all()  # every edge can be reached
+    noisy = dataclasses.replace(erase, fill="noise")
+    draws = np.array([0.5, 1.0, 0.5, 0.3, 0.3, 0.7])
+    first, other = noisy(given, draws, how), noisy(given, np.array([*draws[:5], 0.71]), how)
+    inside = (erase(given, draws, how) == 128).all(axis=2)
+    assert np.array_equal(first[~inside], given[~inside]) and not np.array_equal(first, other)
+    assert stats.kstest(first[inside].ravel() / 255, "uniform").pvalue > 0.001
+
+
+def test_random_erasing_happens_as_often_as_it_is_said():
+    given, erase = picture(), RandomErasing(0.3)
+    lost = [not np.array_equal(erase(given, draws, preprocessing()), given) for draws in RANDOM.random((2000, 6))]
+    assert stats.binomtest(sum(lost), 2000, 0.3).pvalue > 0.001
+    assert np.array_equal(RandomErasing(0.0)(given, np.zeros(6), preprocessing()), given)

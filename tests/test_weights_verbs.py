@@ -135,8 +135,9 @@ def test_a_folder_of_another_program_says_its_preprocessing(tmp_path):
     rewritten(folder, lambda arrays: None)  # without Vitrail's own word
     plain = read(folder).preprocessing
     assert (plain.fit, plain.crop_share, plain.image_size) == ("crop", 224 / 256, (32, 32))
-    processor = {"do_resize": True, "size": {"shortest_edge": 60}, "do_center_crop": True, "crop_size": {"height": 48, "width": 48},
-                 "resample": 3, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}  # fmt: skip
+    processor = {"do_resize": True, "size": {"shortest_edge": 60}, "do_center_crop": True,
+                 "crop_size": {"height": 48, "width": 48}, "resample": 3,
+                 "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     found = read(folder)
     assert found.config.image_size == found.preprocessing.image_size == (48, 48)
@@ -166,7 +167,11 @@ def test_a_folder_of_another_program_says_its_preprocessing(tmp_path):
     names = [f"name {index}" for index in range(5)]
     (folder / "config.json").write_text(json.dumps({"pretrained_cfg": timm, "label_names": names}))
     found = read(folder)
-    assert (found.preprocessing.crop_share, found.preprocessing.std, found.classes) == (0.9, (0.25,) * 3, tuple(names))
+    assert (found.preprocessing.crop_share, found.preprocessing.std, found.classes) == (
+        32 / 35,
+        (0.25,) * 3,
+        tuple(names),
+    )  # 32 of 35.6, rounded down
 
 
 def test_every_format_stands_on_the_page():

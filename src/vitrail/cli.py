@@ -9,14 +9,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
 
 from vitrail import __version__
+from vitrail.commands.usage import unknown, usage_error, verbs_of
 from vitrail.configuration import assignments, parse_size
-from vitrail.errors import Interrupted, UsageError, VitrailError, nearest
+from vitrail.errors import Interrupted, VitrailError
 
 app = cyclopts.App(
     name="vitrail",
@@ -36,6 +37,8 @@ Plan = Annotated[
 ]
 Out = Annotated[Path | None, Parameter(help="The run folder.")]
 Model = Annotated[Path, Parameter(help="Run folder, model folder or file of weights.")]
+One = Annotated[Path, Parameter(help="A run folder; all is read from it, pictures and weights are not needed.")]
+Other = Annotated[Path, Parameter(help="The other run folder.")]
 Page = Annotated[Path | None, Parameter(help="Write it as a page too, PAGE.html.")]
 Data = Annotated[str, Parameter(help="Folder, CSV file or built-in set.")]
 Sheet = Annotated[Path, Parameter(help="The drawing, SHEET.png.")]
@@ -48,6 +51,7 @@ Files = Annotated[list[str], Parameter(negative="", allow_leading_hyphen=True)] 
 Format = Annotated[str | None, Parameter(name="--format", help="A name of docs/formats.md; default: what fits TARGET.")]
 Heads = Annotated[list[int], Parameter(negative="")]
 Size = Annotated[str | None, Parameter(name="--image-size", help="Pixels: 224, or HEIGHTxWIDTH.")]
+Family = Annotated[str | None, Parameter(help="What the weights are, where names do not tell: dino, mae, deit ...")]
 
 
 @app.command
@@ -99,7 +103,8 @@ def train(
     data
         Folder (one folder per class, or train/val/test above), .csv with path,label[,split], fashion-mini, fashion-mnist.
     recipe
-        The recipe: from-scratch (default), fashion-mnist, demo.
+        The recipe: from-scratch (default), demo, fashion-mnist, paper-imagenet, paper-imagenet21k, paper-jft, bit, augreg,
+        better-baseline, vit-g; with weights fine-tune (default), paper-fine-tuning, bit-hyperrule.
     model
         A name of `vitrail models`; default: chosen by the pictures' size.
     weights
@@ -127,8 +132,8 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    model: Model, /, *, data: str | None = None, split: str = "test", image_size: Size = None, out: Out = None,
-    device: Device = "auto", json_: Json = False,
+    model: Model, /, *, data: str | None = None, split: str = "test", image_size: Size = None, family: Family = None,
+    out: Out = None, device: Device = "auto", json_: Json = False,
 ) -> int:  # fmt: skip
     """Measure a model: top-1, top-5, interval, baselines, predictions.csv.
 
@@ -143,13 +148,13 @@ def evaluate(
     """
     from vitrail.commands.evaluation import run_evaluation
 
-    return run_evaluation(model, data, split, parse_size(image_size), out, device, json_)
+    return run_evaluation(model, data, split, parse_size(image_size), family, out, device, json_)
 
 
 @app.command
 def predict(
-    model: Model, files: Files = [], /, *, image_size: Size = None, top: int = 1, device: Device = "auto",  # noqa: B006
-    json_: Json = False,
+    model: Model, files: Files = [], /, *, image_size: Size = None, family: Family = None, top: int = 1,  # noqa: B006
+    device: Device = "auto", json_: Json = False,
 ) -> int:  # fmt: skip
     """Predict pictures: files, folders, patterns such as "new/*.png", or - for standard input. One line per picture.
 
@@ -163,14 +168,14 @@ def predict(
     from vitrail.commands.evaluation import run_prediction
 
     if flags := [name for name in files if name.startswith("-") and name != "-"]:  # mistyped, no files
-        raise _unknown(["predict"], flags[0])
-    return run_prediction(model, files or ["-"], parse_size(image_size), top, device, json_)
+        raise unknown(app, ["predict"], flags[0])
+    return run_prediction(model, files or ["-"], parse_size(image_size), family, top, device, json_)
 
 
 @app.command
 def explain(
     model: Model, picture: Path, /, *, layer: int | None = None, head: Heads = [], query: str | None = None,  # noqa: B006
-    out: Path | None = None, image_size: Size = None, device: Device = "auto", json_: Json = False,
+    out: Path | None = None, image_size: Size = None, family: Family = None, device: Device = "auto", json_: Json = False,
 ) -> int:  # fmt: skip
     """Show where a model looks in a picture: attention through all layers (rollout), or of one layer.
 
@@ -189,7 +194,7 @@ def explain(
     """
     from vitrail.commands.inspection import run_explanation
 
-    return run_explanation(model, picture, layer, head, query, out, parse_size(image_size), device, json_)
+    return run_explanation(model, picture, layer, head, query, out, parse_size(image_size), family, device, json_)
 
 
 @app.command
@@ -207,13 +212,11 @@ def report(run: Path, /, *, json_: Json = False) -> int:
 
 
 @app.command
-def compare(a: Path, b: Path, /, *, split: str = "test", out: Page = None, json_: Json = False) -> int:
+def compare(a: One, b: Other, /, *, split: str = "test", out: Page = None, json_: Json = False) -> int:
     """Say which of two runs is better, how sure that is, what differs between them and which images changed sides.
 
     Parameters
     ----------
-    a, b
-        Run folders; everything is read from them, pictures and weights are not needed.
     split
         The folder in RUN/eval that both have: test, val, or what `vitrail eval` wrote.
     """
@@ -231,17 +234,18 @@ def models(*, image_size: Size = None, json_: Json = False) -> int:
 
 
 @models_app.command
-def inspect(file: Model, /, *, image_size: Size = None, json_: Json = False) -> int:
+def inspect(file: Model, /, *, image_size: Size = None, family: Family = None, json_: Json = False) -> int:
     """Say what a file of weights is: format, model, numerics, preprocessing, hash, what is missing or left over."""
     from vitrail.commands.weights import run_inspect
 
-    return run_inspect(file, parse_size(image_size), json_)
+    return run_inspect(file, parse_size(image_size), family, json_)
 
 
 @app.command
 def convert(
-    source: Model, target: Path, /, *, format_: Format = None, image_size: Size = None, json_: Json = False
-) -> int:
+    source: Model, target: Path, /, *, format_: Format = None, image_size: Size = None, family: Family = None,
+    json_: Json = False,
+) -> int:  # fmt: skip
     """Write weights in another format, and prove by logits that they are the same model.
 
     Parameters
@@ -251,7 +255,7 @@ def convert(
     """
     from vitrail.commands.weights import run_convert
 
-    return run_convert(source, target, format_, parse_size(image_size), json_)
+    return run_convert(source, target, format_, parse_size(image_size), family, json_)
 
 
 @app.command
@@ -285,21 +289,28 @@ def preview(data: Data, /, *, out: Sheet, recipe: str | None = None, seed: Seed 
 
 
 @data_app.command
-def split(data: Data, /, *, out: List, val: float = 0.1, test: float = 0.1, seed: int = 0, quiet: Quiet = False) -> int:
+def split(
+    data: Data, /, *, out: List, val: float = 0.1, test: float = 0.1, seed: int = 0, relabel: Path | None = None,
+    quiet: Quiet = False,
+) -> int:  # fmt: skip
     """Divide pictures into train, val and test, class by class; copies stay together.
+
+    Splits that are there are kept: train gives up copies of held-out pictures, and some of classes that val or test lack.
 
     Parameters
     ----------
     val
-        Share of the pictures that chooses the best weights.
+        Share of the pictures that chooses the best weights; where there are no splits yet.
     test
         Share of the pictures that the result is measured on; 0 for none.
     seed
         Decides which pictures.
+    relabel
+        A list of right labels to take over, such as a reviewed RUN/eval/suspects.csv: columns file and suggested.
     """
     from vitrail.commands.data import run_split
 
-    return run_split(data, out, val, test, seed, quiet)
+    return run_split(data, out, val, test, seed, relabel, quiet)
 
 
 @data_app.command
@@ -320,41 +331,8 @@ def fetch(name: str, /, *, out: Out = None, origin: str | None = None) -> int:
     return run_fetch(name, out, origin)
 
 
-def _usage_error(error: cyclopts.CycloptsError) -> UsageError:
-    """The parser's complaint in the words of the house, with the nearest verb or flag."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    chain = [name for name in (error.command_chain or ()) if name]
-    unknown: str | None = None
-    if isinstance(error, cyclopts.UnknownOptionError) and error.token is not None:
-        unknown = error.token.keyword or error.token.value
-    if isinstance(error, (cyclopts.UnknownCommandError, cyclopts.UnusedCliTokensError)) and error.unused_tokens:
-        unknown = error.unused_tokens[0]
-    if unknown:
-        return _unknown(chain, unknown)
-    return UsageError("VT002", text, "", " ".join(["vitrail", *chain, "--help"]))
-
-
-def _unknown(chain: list[str], word: str) -> UsageError:
-    """A word that the verb `chain` does not know."""
-    if not chain:
-        return UsageError("VT001", f"there is no verb {word!r}", nearest(word, verbs()), "vitrail --help")
-    command: Any = app
-    for name in chain:
-        command = command[name]
-    verb = " ".join(["vitrail", *chain])
-    return UsageError("VT002", f"{verb} does not know {word!r}", nearest(word, _words(command)), f"{verb} --help")
-
-
 def verbs(command: cyclopts.App = app) -> list[str]:
-    return [name for name in command if not name.startswith("-")]
-
-
-def _words(command: cyclopts.App) -> list[str]:
-    """What may follow a verb: its flags, or the verbs below it."""
-    if command.default_command is None:
-        return verbs(command)
-    names = [name for argument in command.assemble_argument_collection() for name in argument.names]
-    return [name for name in names if name.startswith("-")]
+    return verbs_of(command)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -369,7 +347,7 @@ def _call(arguments: list[str]) -> int:
     try:
         answer = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
-        raise _usage_error(error) from None
+        raise usage_error(app, error) from None
     return answer if isinstance(answer, int) else 0
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from itertools import islice
 
 
 class VitrailError(Exception):
@@ -67,7 +69,22 @@ def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
     """A hint that names the choices most like `word`, or all of them when none is alike."""
     known = sorted(choices)
     folded = {name.lower(): name for name in known}
-    close = [folded[name] for name in difflib.get_close_matches(word.lower(), folded, n=count, cutoff=0.5)]
+    alike = {name: difflib.SequenceMatcher(None, name, word.lower()).ratio() for name in folded}
+    best = max(alike.values(), default=0.0)
+    names = sorted((name for name in folded if alike[name] >= max(0.5, best - 0.2)), key=lambda name: -alike[name])
+    close = [folded[name] for name in names[:count]]  # those far behind the best one would be noise
     if close:
         return "did you mean " + " or ".join(close) + "?"
     return "known: " + ", ".join(known)
+
+
+def nearest_path(path: str | os.PathLike[str]) -> str:
+    """A hint that names what lies beside a path that does not exist and is spelt alike; empty where nothing does."""
+    folder, name = os.path.split(os.fspath(path).rstrip("/"))
+    try:
+        with os.scandir(folder or ".") as entries:
+            beside = [entry.name for entry in islice(entries, 1000) if entry.name.isprintable()]
+    except (OSError, ValueError):
+        return ""
+    close = difflib.get_close_matches(name, beside, n=1, cutoff=0.7)
+    return f"did you mean {os.path.join(folder, close[0])}?" if close else ""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vitrail.errors import DataError
+from vitrail.errors import DataError, nearest_path
 
 Picture = NDArray[np.uint8]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -55,13 +55,14 @@ class FileFacts:
         format: the codec, such as "JPEG".
         mode: how Pillow stores it: "L" grey, "RGB", "RGBA", "P" palette, "CMYK", ...
         turned: EXIF asks for it to be turned or mirrored before it is shown.
-        transparent: some of it is see-through.
+        transparent: some of it is see-through; empty: all of it, there is nothing to see.
     """
 
     format: str
     mode: str
     turned: bool
     transparent: bool
+    empty: bool = False
 
 
 def read_picture(source: str | os.PathLike[str] | bytes, channels: int = 3) -> Picture:
@@ -95,8 +96,8 @@ def read_file(source: str | os.PathLike[str] | bytes, channels: int = 3) -> tupl
             with _GATE.room(image.width * image.height):
                 image.load()
                 turn = _turn(image)
-                picture, transparent = _as_seen(image if turn is None else image.transpose(turn), channels)
-                return picture, FileFacts(image.format or "", image.mode, turn is not None, transparent)
+                picture, least, most = _as_seen(image if turn is None else image.transpose(turn), channels)
+                return picture, FileFacts(image.format or "", image.mode, turn is not None, least < 255, most == 0)
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError and more
             raise DataError("VT053", f"{name} is damaged or cut off: {error}", "a whole picture") from error
 
@@ -222,7 +223,8 @@ def _open_file(path: Path, name: str) -> BinaryIO:
         return open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
         reason = getattr(error, "strerror", None) or error
-        raise DataError("VT050", f"{name}: {reason}", "a file that can be read") from error
+        hint = nearest_path(path) if isinstance(error, FileNotFoundError) else ""
+        raise DataError("VT050", f"{name}: {reason}", "a file that can be read", hint or "check the path") from error
 
 
 def _identified(content: BinaryIO, name: str) -> Image.Image:
@@ -235,7 +237,11 @@ def _identified(content: BinaryIO, name: str) -> Image.Image:
             "VT052", f"{name} is not a picture (it starts with {start!r})", f"one of {', '.join(_FORMATS)}"
         ) from error
     except Image.DecompressionBombError as error:
-        raise DataError("VT054", f"{name} is too large: {error}", f"at most {MAX_PIXELS:,} pixels") from error
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS) / 1e6  # Pillow refuses beyond twice its own limit
+        raise DataError(
+            "VT054", f"{name} has over {limit:.0f} megapixels", f"at most {MAX_PIXELS / 1e6:.0f} megapixels",
+            "make it smaller before use",
+        ) from error  # fmt: skip
     except Exception as error:  # a hostile header may raise anything
         raise DataError("VT053", f"{name} is damaged: {error}", "a whole picture") from error
 
@@ -250,22 +256,25 @@ def _check_size(image: Image.Image, name: str) -> None:
         )
 
 
-def _as_seen(image: Image.Image, channels: int) -> tuple[Picture, bool]:
-    """The pixels, transparency laid on white, and whether there was any."""
+def _as_seen(image: Image.Image, channels: int) -> tuple[Picture, int, int]:
+    """The pixels, transparency laid on white, and the least and the most opaque: 0 see-through, 255 solid."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bit(image)
     picture = np.empty((image.height, image.width, channels), dtype=np.uint8)
-    rows, transparent = max(1, STRIP // image.width), False
+    rows, least, most = max(1, STRIP // image.width), 255, 0
     for top in range(0, image.height, rows):
         strip = image
         if rows < image.height:
             strip = image.crop((0, top, image.width, min(top + rows, image.height)))
         if strip.has_transparency_data:
             strip = strip.convert("RGBA")
-            transparent |= strip.getchannel("A").getextrema()[0] != 255
+            low, high = strip.getchannel("A").getextrema()
+            least, most = min(least, low), max(most, high)  # type: ignore[assignment]  # one channel: two numbers
             strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        else:
+            most = 255
         picture[top : top + rows] = from_pillow(strip.convert("L" if channels == 1 else "RGB"))
-    return picture, transparent
+    return picture, least, most
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

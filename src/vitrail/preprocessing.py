@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import DataError
-from vitrail.images import Interpolation, Picture, resized
+from vitrail.images import MAX_PIXELS, Interpolation, Picture, resized
 
 Pixels = TypeVar("Pixels")
 Rounding = Literal["none", "down", "nearest"]
@@ -52,35 +52,52 @@ class Preprocessing:
 
     def __call__(self, picture: Picture) -> NDArray[np.uint8]:
         """A picture, uint8 height width channels, as the model's size: uint8, channels height width."""
-        box = None if (self.fit, self.crop_share) == ("stretch", 1.0) else self.window(picture.shape[:2])
-        fitted = resized(picture, self.image_size, self.interpolation, box)
+        if self.rounding == "none":
+            box = self.window(picture.shape[:2]) if (self.fit, self.crop_share) != ("stretch", 1.0) else None
+            fitted = resized(picture, self.image_size, self.interpolation, box)
+        else:
+            fitted = self._cut(picture)
         return np.array(fitted.transpose(2, 0, 1), order="C")  # a copy: Pillow's own arrays cannot be written
 
     def window(self, size: tuple[int, ...]) -> tuple[float, float, float, float]:
         """What the model sees of a picture of (height, width): left, top, right, bottom in the picture's pixels."""
         height, width = size
-        tall, wide = height, width
-        if self.fit == "crop":
-            aspect = self.image_size[0] / self.image_size[1]
-            tall = min(height, width * aspect)
-            wide = min(tall / aspect, width)  # rounding must not put an edge outside
-        sides = zip((height, width), (tall, wide), self.image_size, strict=True)
-        (top, bottom), (left, right) = (self._cut(*side) for side in sides)
-        return left, top, right, bottom
+        if self.rounding != "none":
+            (top, bottom), (left, right) = (
+                (start * side / whole, (start + pixels) * side / whole)
+                for start, whole, pixels, side in zip(*self._steps(size), self.image_size, size, strict=True)
+            )
+            return left, top, right, bottom
+        tall, wide = (part * self.crop_share for part in self._largest(size))
+        top, left = (height - tall) / 2, (width - wide) / 2
+        return left, top, width - left, height - top
 
-    def _cut(self, side: int, largest: float, pixels: int) -> tuple[float, float]:
-        """Where the window begins and ends on a side whose middle `largest` would be all of it.
+    def _largest(self, size: tuple[int, ...]) -> tuple[float, float]:
+        """Height and width of the window that a crop share of 1 shows."""
+        height, width = size
+        if self.fit == "stretch":
+            return height, width
+        aspect = self.image_size[0] / self.image_size[1]
+        tall = min(height, width * aspect)
+        return tall, min(tall / aspect, width)  # rounding must not put an edge outside
 
-        Pillow's resize of a window reads beyond its edges, so that it gives what cutting the resized picture gives; only
-        the cut is ever made, however long the other side of a picture is.
-        """
-        if self.rounding == "none":
-            cut = largest * self.crop_share
-            return (side - cut) / 2, side - (side - cut) / 2
-        whole = round(pixels / self.crop_share)  # of `largest`, resized
-        resized_side = max(int(whole * side / largest), pixels)
-        start = (resized_side - pixels) // 2 if self.rounding == "down" else round((resized_side - pixels) / 2)
-        return start * side / resized_side, (start + pixels) * side / resized_side
+    def _steps(self, size: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Where the window begins (top, left) in the resized picture, and that picture's (height, width)."""
+        starts, sides = [], []
+        for side, largest, pixels in zip(size, self._largest(size), self.image_size, strict=True):
+            whole = max(int(round(pixels / self.crop_share) * side / largest), pixels)
+            spare = whole - pixels
+            starts.append(spare // 2 if self.rounding == "down" else round(spare / 2))
+            sides.append(whole)
+        return (starts[0], starts[1]), (sides[0], sides[1])
+
+    def _cut(self, picture: Picture) -> Picture:
+        """First resized, then cut; of very long pictures the window alone is made, which differs by rounding."""
+        (top, left), whole = self._steps(picture.shape[:2])
+        if whole[0] * whole[1] > MAX_PIXELS:
+            return resized(picture, self.image_size, self.interpolation, self.window(picture.shape[:2]))
+        height, width = self.image_size
+        return resized(picture, whole, self.interpolation)[top : top + height, left : left + width]
 
     def normalise(self, images: Pixels) -> Pixels:
         """uint8 batch channels height width to float32, in NumPy or torch: (images / 255 - mean) / std."""

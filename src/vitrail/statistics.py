@@ -53,6 +53,6 @@ def share(value: float, interval: Sequence[float] | None = None) -> str:
     return f"{text} (95 % CI {100 * interval[0]:.1f}-{100 * interval[1]:.1f})" if interval else text
 
 
-def p_text(chance: float) -> str:
+def p_text(chance: float, equal: str = "= ") -> str:
     """ "= 0.012", "< 0.0001"."""
-    return "< 0.0001" if chance < 1e-4 else f"= {chance:.2g}"
+    return "< 0.0001" if chance < 1e-4 else f"{equal}{chance:.2g}"

@@ -10,6 +10,7 @@ from typing import Any, cast
 from vitrail import configuration
 from vitrail.checkpoints.arrays import CheckpointError
 from vitrail.checkpoints.containers import Weights
+from vitrail.checkpoints.families import crop_share
 from vitrail.errors import VitrailError
 from vitrail.images import Interpolation
 from vitrail.preprocessing import Preprocessing
@@ -103,15 +104,15 @@ def _by_shortest_edge(said: Mapping[str, Any], size: Any) -> bool:
 
 
 def _of_timm(said: Mapping[str, Any], family: Preprocessing) -> Preprocessing:
-    found = family
+    found = replace(family, rounding="nearest")
     if said.get("input_size") is not None:
         found = replace(found, image_size=_size(said["input_size"]))
     if said.get("interpolation") in RESAMPLE.values():
         found = replace(found, interpolation=said["interpolation"])
-    if said.get("crop_mode") == "squash":
-        found = replace(found, fit="stretch", crop_share=1.0)
-    elif said.get("crop_pct") is not None:
-        found = replace(found, fit="crop", crop_share=float(said["crop_pct"]))
+    if said.get("crop_pct") is not None:
+        found = replace(found, crop_share=crop_share(found.image_size, float(said["crop_pct"])))
+    if said.get("crop_mode") in ("center", "squash"):
+        found = replace(found, fit="crop" if said["crop_mode"] == "center" else "stretch")
     return _normalised(found, said.get("mean"), said.get("std"))
 
 

@@ -28,12 +28,14 @@ class Weights:
         arrays: by their names in the file; each is read when it is asked for.
         config: a folder's config.json (Hugging Face, timm, Vitrail); empty without one.
         processor: a folder's preprocessor_config.json; empty without one.
+        family: what the caller says that the weights are; None where nothing was said.
     """
 
     path: Path
     arrays: Arrays
     config: Mapping[str, Any] = field(default_factory=dict)
     processor: Mapping[str, Any] = field(default_factory=dict)
+    family: str | None = None
 
 
 def open_weights(path: Path) -> Weights:

@@ -35,7 +35,11 @@ class Conversion:
 
 
 def convert(
-    source: Path, target: Path, format: str | None = None, image_size: tuple[int, int] | None = None
+    source: Path,
+    target: Path,
+    format: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    family: str | None = None,
 ) -> Conversion:
     """Writes `target`, which appears when it was read back and gave the same logits.
 
@@ -44,12 +48,13 @@ def convert(
         target: a file or a folder that is not there yet.
         format: the name of a format; None is the source's where it can be, or the first that fits.
         image_size: (height, width) that the new file is for; None keeps every array as it is.
+        family: what the source is, where its names do not tell.
 
     Raises:
         CheckpointError: VT074, the format has no place for the model; VT067, the written file is another model.
     """
     check_free(target)
-    checkpoint = read_trained(source, image_size)
+    checkpoint = read_trained(source, image_size, family)
     prepared, trained, changed = checkpoint.preprocessing, checkpoint.config.image_size, []
     if prepared.image_size != trained and image_size is None:
         changed.append(
@@ -98,6 +103,9 @@ def _px(size: tuple[int, int]) -> str:
 
 def _changes(first: Checkpoint, second: Checkpoint) -> list[str]:
     found = []
+    if first.config != second.config:
+        before, after = (getattr(checkpoint.config, "position", None) for checkpoint in (first, second))
+        found.append(f"at other image sizes its positions are those of the format: {after} instead of {before}")
     if first.preprocessing != second.preprocessing:
         found.append(f"preprocessing: {second.preprocessing} instead of {first.preprocessing}")
     if first.classes != second.classes:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from vitrail.checkpoints.arrays import Misfit
 from vitrail.checkpoints.checkpoint import Checkpoint
-from vitrail.checkpoints.containers import open_weights
 from vitrail.checkpoints.listing import listing
-from vitrail.checkpoints.loading import format_of, resolve
+from vitrail.checkpoints.loading import format_of, opened, resolve
 from vitrail.errors import VitrailError
 
 
@@ -47,18 +46,19 @@ class Examination:
         return self.problem.lines if isinstance(self.problem, Misfit) else ()
 
 
-def examine(path: Path, image_size: tuple[int, int] | None = None) -> Examination:
+def examine(path: Path, image_size: tuple[int, int] | None = None, family: str | None = None) -> Examination:
     """Opens a path and reads the model in it.
 
     Args:
         path: a run folder, a model folder, or a file.
         image_size: (height, width) of the training, where the file cannot tell it.
+        family: what the weights are, where their names do not tell.
 
     Raises:
         VitrailError: nothing there, or no file of arrays at all.
     """
     place = resolve(path)
-    found = listing(open_weights(place))
+    found = listing(opened(place, family))
     arrays, name, checkpoint, problem = found.weights.arrays, None, None, None
     try:
         module = format_of(found)

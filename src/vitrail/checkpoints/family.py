@@ -24,7 +24,7 @@ from vitrail.checkpoints.listing import Listing
 from vitrail.errors import DataError, VitrailError
 from vitrail.files import explained, new_folder, sync_file, sync_folder, write_json
 from vitrail.model.backbone import BackboneConfig
-from vitrail.model.positions import SineCosine
+from vitrail.model.positions import NoPosition, Rotary2D, SineCosine
 from vitrail.model.vit import ViTConfig
 from vitrail.preprocessing import Preprocessing
 
@@ -157,8 +157,12 @@ class Family:
 
 
 def differing(config: Any, held: Any, name: str = "") -> list[str]:
-    """The parts of a model that would come back as something else; `held` is what would come back."""
-    if config == held:
+    """The parts of a model that would come back as something else; `held` is what would come back.
+
+    How positions are resampled is no such part: at the file's own size it changes nothing, and at another one each
+    library has its own way.
+    """
+    if config == held or name.endswith(".interpolation"):
         return []
     if type(config) is not type(held) or not dataclasses.is_dataclass(config):
         return [f"{name} {config}" if dataclasses.is_dataclass(config) else f"{name}={config!r}"]
@@ -199,7 +203,10 @@ def trained_size(path: Path, config: BackboneConfig[Any], stated: tuple[int, int
     if not isinstance(config, ViTConfig):
         return stated or UNSAID
     patch = config.tokenizer.patch  # linear or convolutional
-    patches = None if isinstance(config.position, SineCosine) else math.prod(config.grid)
+    free = isinstance(config.position, SineCosine | Rotary2D) or (
+        isinstance(config.position, NoPosition) and config.attends
+    )
+    patches = None if free else math.prod(config.grid)
     side = math.isqrt(patches or 0)
 
     def fits(size: tuple[int, int]) -> bool:

@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vitrail.checkpoints import huggingface as hf
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.entries import Entry, same
 from vitrail.checkpoints.family import Family, differing, in_a_row
 from vitrail.checkpoints.listing import Listing
-from vitrail.checkpoints.torch_names import BlockNames, depth_of, linear, norm, patches
+from vitrail.checkpoints.torch_names import BlockNames, depth_of, linear, norm, patches, stack
 from vitrail.model.backbone import BackboneConfig
 from vitrail.model.block import MLP, Block, Norm
 from vitrail.model.heads import Features, Head, LinearHead, TwoHeads
@@ -79,7 +81,7 @@ def to_native(found: Listing, image_size: tuple[int, int] | None = None) -> Chec
     """
     found = found.spelled(_today)
     prefix = _prefix_of(found) if any(name.startswith(_HEADS) for name in found.names) else ""
-    named = found.spelled(lambda name: name if name.startswith(_HEADS) else prefix + _PREFIX.sub("", name))
+    named = hf.below(found, prefix, lambda name: _PREFIX.sub("", name))
     return hf.checkpoint(_FAMILY, named.without(_LEFT_OUT), image_size)
 
 
@@ -148,14 +150,17 @@ def _infer(found: Listing) -> ViTConfig:
     shapes = found.shapes
     prefix = _prefix_of(found) if any(name.startswith(_HEADS) for name in shapes) else ""
     first, depth = prefix + BLOCKS.block.format(0), depth_of(shapes, prefix + BLOCKS.block)
-    kernels, positions = f"{prefix}embeddings.patch_embeddings.projection.weight", f"{prefix}embeddings.position_embeddings"
+    kernels, positions = (
+        f"{prefix}embeddings.patch_embeddings.projection.weight",
+        f"{prefix}embeddings.position_embeddings",
+    )
     expand, biased = f"{first}{BLOCKS.expand}.weight", f"{first}attention.attention.query.bias" in shapes
     pool, head = _pool_of(found), _head_of(found)
     ranks = {kernels: 4, positions: 3, expand: 2}
     ranks |= {name: 2 for layer in _read_by(head) if (name := f"{layer}.weight")}
     position = replace(_POSITION, class_position=pool.class_tokens > 0)
     block = Block(
-        Attention(input_bias=biased or not hf.is_true(found, "qkv_bias", True) is False),
+        Attention(input_bias=hf.is_true(found, "qkv_bias", biased)),
         MLP(hf.gelu(found, "erf")),
         Norm(hf.number(found, "layer_norm_eps", 1e-12)),
     )
@@ -183,8 +188,9 @@ def _head_of(found: Listing) -> Head:
         return TwoHeads(classes)
     if classes := hf.classes_of(found):
         return LinearHead(classes)
-    width = hf.classes_of(found, "pooler")
-    return Features() if width is None else Features(found.shapes.get("pooler.dense.weight", (1,))[0], tanh=True)
+    hf.check_activation(found, "pooler_act", "tanh")
+    width = hf.classes_of(found, "pooler.dense")
+    return Features() if width is None else Features(width, tanh=True)
 
 
 def _read_by(head: Head) -> tuple[str, ...]:
@@ -217,38 +223,41 @@ def _entries(config: BackboneConfig[Any]) -> Iterator[Entry]:
 
 def _two_tokens(inside: str, dim: int) -> Entry:
     """Class token and distillation token are rows of one array here."""
-    import torch
-
-    return Entry(
-        "pool.class_token", ((f"{inside}cls_token", (1, 1, dim)), (f"{inside}distillation_token", (1, 1, dim))),
-        lambda *tokens: torch.cat(tokens).reshape(2, dim), lambda t: t.chunk(2),
-    )  # fmt: skip
+    names = f"{inside}cls_token", f"{inside}distillation_token"
+    entry = stack("pool.class_token", names, (1, 1, dim))
+    return replace(entry, join=lambda *tokens: torch.cat(tokens).reshape(2, dim))
 
 
 def _preprocessing(config: BackboneConfig[Any]) -> Preprocessing:
-    if config.pool.class_tokens < 2:
+    if not isinstance(config, ViTConfig) or config.pool.class_tokens < 2:
         return Preprocessing()
     return Preprocessing(
         crop_share=224 / 256, interpolation="bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD, rounding="down"
     )
 
 
+def _kind(config: ViTConfig) -> tuple[str, str]:
+    """model_type and architecture."""
+    match config.pool.class_tokens, config.head:
+        case 2, TwoHeads():
+            return "deit", "DeiTForImageClassificationWithTeacher"
+        case 2, head:
+            return "deit", "DeiTModel" if isinstance(head, Features) else "DeiTForImageClassification"
+        case 1, Features(width=None):
+            return "vit_msn", "ViTMSNModel"
+        case 1, head:
+            return "vit", "ViTModel" if isinstance(head, Features) else "ViTForImageClassification"
+        case _, head:
+            return "ijepa", "IJepaModel" if isinstance(head, Features) else "IJepaForImageClassification"
+
+
 def _files(checkpoint: Checkpoint) -> Mapping[str, Any]:
     config = checkpoint.config
     assert isinstance(config, ViTConfig)
-    plain = {2: ("deit", "DeiTModel"), 1: ("vit_msn", "ViTMSNModel"), 0: ("ijepa", "IJepaModel")}
-    model_type, architecture = plain[config.pool.class_tokens]
-    if isinstance(config.head, LinearHead | TwoHeads):
-        teacher = "WithTeacher" if isinstance(config.head, TwoHeads) else ""
-        family = {"deit": "DeiT", "vit_msn": "ViT", "ijepa": "IJepa"}[model_type]
-        architecture = f"{family}ForImageClassification{teacher}"
-    pooled = isinstance(config.head, Features) and config.head.width is not None
-    if model_type == "vit_msn" and (pooled or not isinstance(config.head, Features)):
-        model_type, architecture = "vit", "ViTModel" if pooled else architecture
-    said = {"qkv_bias": getattr(config.block.mixer, "input_bias", True)}
-    if pooled:
-        said |= {"pooler_output_size": config.head.width, "pooler_act": "tanh"}  # type: ignore[attr-defined]
-    return hf.files(model_type, architecture, lambda config: said)(checkpoint)
+    said: dict[str, Any] = {"qkv_bias": getattr(config.block.mixer, "input_bias", True)}
+    if isinstance(config.head, Features):
+        said |= {"pooler_output_size": config.head.width or config.dim, "pooler_act": "tanh"}
+    return hf.files(checkpoint, *_kind(config), said)
 
 
 _FAMILY = Family(NAME, STATED, _infer, _entries, obstacles, _preprocessing, _files)

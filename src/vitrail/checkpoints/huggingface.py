@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from vitrail.checkpoints.arrays import CheckpointError
@@ -28,6 +27,7 @@ ACTIVATIONS: dict[str, Gelu] = {
     "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_python_tanh": "tanh",
     "quick_gelu": "quick",
 }  # fmt: skip
+PARTS = ("embeddings.", "encoder.", "layer.", "layernorm.", "norm.", "pooler.")  # of an encoder
 _WRITTEN: dict[Gelu, str] = {"erf": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
 
 
@@ -35,6 +35,16 @@ def kind(found: Listing) -> str | None:
     """The model_type of config.json; None without one."""
     said = found.config.get("model_type")
     return said if isinstance(said, str) else None
+
+
+def below(found: Listing, prefix: str, plain: Callable[[str], str]) -> Listing:
+    """The arrays of the encoder under their `plain` names below a prefix; all others, such as a classifier's, as they are."""
+
+    def spell(name: str) -> str:
+        bare = plain(name)
+        return prefix + bare if bare.startswith(PARTS) else name
+
+    return found.spelled(spell)
 
 
 def tower(found: Listing, part: str = "vision_config") -> Listing:
@@ -56,6 +66,16 @@ def gelu(found: Listing, usual: Gelu) -> Gelu:
     if not isinstance(said, str) or said not in ACTIVATIONS:
         raise _useless(found, "hidden_act", said, f"one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[said]
+
+
+def check_activation(found: Listing, key: str, only: str) -> None:
+    """Refuses a function that no part of a model here has; without a word it is the released one.
+
+    Raises:
+        CheckpointError: VT076, another function.
+    """
+    if (said := found.config.get(key, only)) != only:
+        raise _useless(found, key, said, only)
 
 
 def number(found: Listing, key: str, usual: float, most: float = 1e6) -> float:
@@ -89,7 +109,7 @@ def is_true(found: Listing, key: str, usual: bool) -> bool:
 
 
 def classes_of(found: Listing, name: str = "classifier") -> int | None:
-    """How many classes that layer tells apart; None where it is not there at all."""
+    """How many numbers that layer gives; None where it is not there at all."""
     if not any(array.startswith(f"{name}.") for array in found.names):
         return None
     return found.shapes[f"{name}.weight"][0] if f"{name}.weight" in found.names else 1
@@ -108,28 +128,13 @@ def checkpoint(family: Family, found: Listing, image_size: tuple[int, int] | Non
     return replace(read, multi_label=True) if several else read
 
 
-def files(model_type: str, architecture: str, more: Callable[[ViTConfig], Mapping[str, Any]]) -> Any:
-    """Of a checkpoint: config.json and preprocessor_config.json, as `Family.files` wants them; `more` is the family's."""
-
-    def of(checkpoint: Checkpoint) -> dict[str, Any]:
-        assert isinstance(checkpoint.config, ViTConfig)
-        return {
-            "config.json": _described(checkpoint, checkpoint.config, model_type, architecture)
-            | dict(more(checkpoint.config)),
-            "preprocessor_config.json": processor(checkpoint.preprocessing),
-        }
-
-    return of
-
-
-def sides(pair: tuple[int, int]) -> int | list[int]:
-    """A side of a square, or both."""
-    return pair[0] if pair[0] == pair[1] else list(pair)
-
-
-def written_gelu(config: ViTConfig) -> str:
-    """The hidden_act of a model; of a gated one, what its MLP would use."""
-    return _WRITTEN[getattr(config.block.mlp, "gelu", "erf")]
+def files(checkpoint: Checkpoint, model_type: str, architecture: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json, with what only this family says, and preprocessor_config.json."""
+    about = {"architectures": [architecture], "model_type": model_type, **described(checkpoint.config), **more}
+    return {
+        "config.json": {**about, **_labels(checkpoint), "torch_dtype": "float32"},
+        "preprocessor_config.json": processor(checkpoint.preprocessing),
+    }
 
 
 def processor(said: Preprocessing) -> dict[str, Any]:
@@ -157,24 +162,30 @@ def not_square(config: BackboneConfig[Any]) -> Iterable[str]:
             yield f"{name} of {pair[0]}x{pair[1]} px"
 
 
-def _described(checkpoint: Checkpoint, config: ViTConfig, model_type: str, architecture: str) -> dict[str, Any]:
-    size, said = config.size, dict[str, Any]()
-    if checkpoint.classes:
-        said["id2label"] = {str(index): name for index, name in enumerate(checkpoint.classes)}
-        said["label2id"] = {name: index for index, name in enumerate(checkpoint.classes)}
-    if checkpoint.multi_label:
-        said["problem_type"] = "multi_label_classification"
+def described(config: BackboneConfig[Any]) -> dict[str, Any]:
+    """The encoder, in the words of config.json."""
+    assert isinstance(config, ViTConfig)
+    size = config.size
     return {
-        "architectures": [architecture], "model_type": model_type,
         "hidden_size": size.dim, "num_hidden_layers": size.depth, "num_attention_heads": size.heads,
-        "intermediate_size": size.hidden, "hidden_act": written_gelu(config),
+        "intermediate_size": size.hidden, "hidden_act": _WRITTEN[getattr(config.block.mlp, "gelu", "erf")],
         "layer_norm_eps": config.block.norm.epsilon, "num_channels": config.channels,
-        "image_size": sides(config.image_size), "patch_size": sides(config.tokenizer.patch),
-        **said, "torch_dtype": "float32",
+        "image_size": _sides(config.image_size), "patch_size": _sides(config.tokenizer.patch),
     }  # fmt: skip
 
 
-def _useless(found: Listing, key: str, said: Any, expected: str) -> CheckpointError:
-    path: Path = found.path
-    return CheckpointError("VT076", f"{path}: its config.json says {key} = {str(said)[:60]!r}", expected)
+def _labels(checkpoint: Checkpoint) -> dict[str, Any]:
+    if not checkpoint.classes:
+        return {}
+    names = dict(enumerate(checkpoint.classes))
+    said = {"id2label": {str(index): name for index, name in names.items()},
+            "label2id": {name: index for index, name in names.items()}}  # fmt: skip
+    return {**said, "problem_type": "multi_label_classification"} if checkpoint.multi_label else said
 
+
+def _sides(pair: tuple[int, int]) -> int | list[int]:
+    return pair[0] if pair[0] == pair[1] else list(pair)
+
+
+def _useless(found: Listing, key: str, said: Any, expected: str) -> CheckpointError:
+    return CheckpointError("VT076", f"{found.path}: its config.json says {key} = {str(said)[:60]!r}", expected)

@@ -10,37 +10,78 @@ from typing import Any
 
 from einops import rearrange
 
-from vitrail.checkpoints import big_vision_npz, bit_npz, native, official_npz, torchvision
+from vitrail.checkpoints import (
+    beit,
+    big_vision_npz,
+    bit_npz,
+    clip,
+    dinov2,
+    dinov3,
+    hf_beit,
+    hf_clip,
+    hf_dino,
+    hf_vit,
+    native,
+    official_npz,
+    timm,
+    torchvision,
+)
 from vitrail.checkpoints.arrays import CheckpointError
 from vitrail.checkpoints.checkpoint import Checkpoint
-from vitrail.checkpoints.containers import FOLDER, OPENERS, open_weights
+from vitrail.checkpoints.containers import FOLDER, OPENERS, Weights, open_weights
 from vitrail.checkpoints.listing import Listing, listing
 from vitrail.errors import UsageError, VitrailError, nearest
 from vitrail.model.tokenizers import LinearPatches, resample_kernels
 from vitrail.model.vit import ViTConfig
 
-FORMATS: tuple[ModuleType, ...] = (native, official_npz, big_vision_npz, bit_npz, torchvision)
+FORMATS: tuple[ModuleType, ...] = (
+    native,
+    official_npz,
+    big_vision_npz,
+    bit_npz,
+    torchvision,
+    timm,
+    dinov2,
+    dinov3,
+    clip,
+    beit,
+    hf_vit,
+    hf_dino,
+    hf_beit,
+    hf_clip,
+)
 
 
-def read(path: str | os.PathLike[str], image_size: tuple[int, int] | None = None) -> Checkpoint:
+def read(
+    path: str | os.PathLike[str], image_size: tuple[int, int] | None = None, family: str | None = None
+) -> Checkpoint:
     """Weights of any known format; a run folder stands for its best checkpoint.
 
     Args:
         path: a run folder, a model folder, or a file.
         image_size: (height, width). Where the file's own size cannot be told (a number of positions that is no
             square, or no positions), it states it; otherwise the positions are resampled to it.
+        family: what the weights are, where several families have the same names: a row of `families.FAMILIES`.
 
     Raises:
         VitrailError: nothing there, unknown format, or a file that does not fit its model.
+        UsageError: VT046, the file is of a format that has no such family.
     """
-    checkpoint = read_trained(path, image_size)
+    checkpoint = read_trained(path, image_size, family)
     return at_size(checkpoint, image_size or checkpoint.preprocessing.image_size)
 
 
-def read_trained(path: str | os.PathLike[str], image_size: tuple[int, int] | None = None) -> Checkpoint:
+def read_trained(
+    path: str | os.PathLike[str], image_size: tuple[int, int] | None = None, family: str | None = None
+) -> Checkpoint:
     """The same with every array as it is in the file, whatever size its own preprocessing prepares."""
-    found = listing(open_weights(resolve(Path(path))))
+    found = listing(opened(Path(path), family))
     return format_of(found).to_native(found, image_size)
+
+
+def opened(path: Path, family: str | None = None) -> Weights:
+    """What lies at a path, and what it is said to be."""
+    return replace(open_weights(resolve(path)), family=family)
 
 
 def format_of(found: Listing) -> ModuleType:
@@ -48,9 +89,11 @@ def format_of(found: Listing) -> ModuleType:
 
     Raises:
         CheckpointError: VT075, none that Vitrail knows.
+        UsageError: VT046, it has no such family as was asked for.
     """
     for module in FORMATS:
         if module.recognises(found):
+            _check_family(module, found)
             return module
     arrays, kind = ", ".join(list(found.names)[:5]) or "none", found.config.get("model_type")
     said = f"; its config.json says {str(kind)[:50]!r}" if kind else "; it has no config.json"
@@ -59,6 +102,15 @@ def format_of(found: Listing) -> ModuleType:
         "VT075", f"{found.path} holds no model that Vitrail knows; its arrays: {arrays}{said}",
         f"a model of {', '.join(module.NAME for module in FORMATS)}",
     )  # fmt: skip
+
+
+def _check_family(module: ModuleType, found: Listing) -> None:
+    known = (module.NAME, *getattr(module, "FAMILIES", ()))
+    if (family := found.weights.family) is not None and family not in known:
+        raise UsageError(
+            "VT046", f"{found.path} is {module.NAME}, which {family!r} is not", f"one of {', '.join(known)}",
+            "leave the family out: what the file tells is used",
+        )  # fmt: skip
 
 
 def save(model: Any, path: str | os.PathLike[str], format: str | None = None) -> Path:

@@ -126,7 +126,7 @@ def _entries(config: BackboneConfig[Any]) -> Iterator[Entry]:
 
 
 def _preprocessing(config: BackboneConfig[Any]) -> Preprocessing:
-    normal = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD, fit="crop")
+    normal = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD, fit="crop", rounding="nearest")
     if min(config.image_size) > 224:
         return replace(normal, interpolation="bicubic")
     return replace(normal, crop_share=224 / 256)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vitrail.commands.terminal import width, wrapped
 from vitrail.files import explained, write_text
 from vitrail.report.comparison import comparison
 from vitrail.statistics import p_text, share
 
-WIDTH = 80
 EXAMPLES = 5
 
 Facts = dict[str, Any]
@@ -45,8 +44,11 @@ def _head(found: Facts) -> Iterator[str]:
     matched = found["matched"]
     for side in ("a", "b"):
         one = found[side]
-        yield f"{side.upper()}      {_short(one['folder'], 40):<40} {share(one['top1'], one['top1_interval'])}"
-    yield f"       top-1 of the same {matched['n']:,} images of {_short(found['split'], 30)}"
+        room = width() - 40
+        yield from _wrapped(
+            f"{_short(one['folder'], room):<{room}} {share(one['top1'], one['top1_interval'])}", f"{side.upper()}      "
+        )
+    yield from _wrapped(f"top-1 of the same {matched['n']:,} pictures of {_short(found['split'], 30)}")
     baselines = [f"{side.upper()} {one['name']} {share(one['top1'])}" for side in ("a", "b")
                  if (one := found[side]["baseline"])]  # fmt: skip
     if baselines:
@@ -56,7 +58,7 @@ def _head(found: Facts) -> Iterator[str]:
         ("trained_on", "trained on"), ("repeated", "repeated rows"),
     ) if matched[key]]  # fmt: skip
     if lost:
-        yield f"       not compared: {', '.join(lost)}"
+        yield from _wrapped(f"not compared: {', '.join(lost)}")
 
 
 def _verdict(found: Facts) -> Iterator[str]:
@@ -69,12 +71,14 @@ def _verdict(found: Facts) -> Iterator[str]:
 def _agreement(found: Facts) -> Iterator[str]:
     top1, loss = found["top1"], found["loss"]
     yield ""
-    yield f"right  both {top1['both']:,}, only A {top1['only_a']:,}, only B {top1['only_b']:,}, neither {top1['neither']:,}"
+    sides = f"both {top1['both']:,}, only A {top1['only_a']:,}, only B {top1['only_b']:,}, neither {top1['neither']:,}"
+    yield from _wrapped(sides, "right  ")
     if loss is None:
         yield "loss   not compared: some are no finite numbers"
     else:
         low, high = loss["interval"]
-        yield f"loss   A {loss['a']:.4f}, B {loss['b']:.4f}: {loss['difference']:+.4f} (95 % CI {low:+.4f} to {high:+.4f})"
+        change = f"{loss['difference']:+.4f} (95 % CI {low:+.4f} to {high:+.4f})"
+        yield from _wrapped(f"A {loss['a']:.4f}, B {loss['b']:.4f}: {change}", "loss   ")
 
 
 def _classes(found: Facts) -> Iterator[str]:
@@ -86,10 +90,9 @@ def _classes(found: Facts) -> Iterator[str]:
     yield from _wrapped(
         f"{len(sure)} of {len(rows)} differ beyond chance (McNemar, Holm-adjusted p < {found['level']:g})", "class  "
     )
-    shown = sure + [row for row in rows if not row["significant"] and row["difference"]][: max(0, 3 - len(sure))]
-    for row in shown[:20]:
-        yield (
-            f"       {_short(row['name'], 20):<20} n {row['n']:<6,} A {share(row['a']):>7}  B {share(row['b']):>7}  "
+    for row in sure[:20]:
+        yield from _wrapped(
+            f"{_short(row['name'], 20):<20} n {row['n']:<6,} A {share(row['a']):>7}  B {share(row['b']):>7}  "
             f"{100 * row['difference']:+6.1f}  p {p_text(row['adjusted_p'])}"
         )
 
@@ -104,7 +107,7 @@ def _changed(found: Facts) -> Iterator[str]:
             said = "  ".join(
                 f"{side.upper()} {_short(row[side], 14):<14} {row[f'{side}_prob']:.2f}" for side in ("a", "b")
             )
-            yield f"       {_short(row['file'], 27):<27}  {said}"
+            yield from _wrapped(f"{_short(row['file'], 27):<27}  {said}")
 
 
 def _differences(found: Facts) -> Iterator[str]:
@@ -115,12 +118,12 @@ def _differences(found: Facts) -> Iterator[str]:
         for index, row in enumerate(found[key]):
             name = f"{word if not index else '':<6} {_short(row['key'], 30)}"
             values = [json.dumps(row[side], ensure_ascii=False) for side in ("a", "b")]
-            if len(line := f"{name}: {values[0]} -> {values[1]}") <= WIDTH:
+            if len(line := f"{name}: {values[0]} -> {values[1]}") <= width():
                 yield line
             else:
                 yield f"{name}:"
                 yield from (
-                    f"         {side} {_short(text, WIDTH - 11)}" for side, text in zip("AB", values, strict=True)
+                    f"         {side} {_short(text, width() - 11)}" for side, text in zip("AB", values, strict=True)
                 )
 
 
@@ -130,7 +133,7 @@ def _cost(found: Facts) -> Iterator[str]:
             yield ""
         ratio = f"  x{row['ratio']:.2f}" if row["ratio"] is not None else ""
         values = "  ".join(f"{side.upper()} {_number(row[side], row['unit']):>18}" for side in ("a", "b"))
-        yield f"{'cost' if not index else '':<6} {row['name']:<16} {values}{ratio}"
+        yield from _wrapped(f"{row['name']:<16} {values}{ratio}", f"{'cost' if not index else '':<6} ")
 
 
 def _number(value: float, unit: str) -> str:
@@ -141,7 +144,7 @@ def _number(value: float, unit: str) -> str:
 
 def _wrapped(text: str, first: str = "       ") -> Iterator[str]:
     kept = text.replace(" = ", "\u00a0=\u00a0").replace(" points", "\u00a0points")  # not torn from their numbers
-    for line in textwrap.wrap(kept, WIDTH, initial_indent=first, subsequent_indent="       ", break_on_hyphens=False):
+    for line in wrapped(kept, first, "       "):
         yield line.replace("\u00a0", " ")
 
 

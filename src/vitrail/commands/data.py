@@ -6,13 +6,13 @@ import json
 import os
 import shlex
 import sys
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 
+from vitrail.commands.terminal import width, wrapped
 from vitrail.data import fashion
 from vitrail.data.check import Examination, examine
 from vitrail.data.problems import Problem, counted, shown
@@ -20,7 +20,6 @@ from vitrail.data.sources import Source, open_source
 from vitrail.errors import DataError, UsageError, VitrailError, nearest
 from vitrail.files import explained, write_bytes, write_text
 
-WIDTH = 80
 THUMBNAILS, THUMBNAIL_SIDE, PER_GROUP = 60, 96, 4
 _CLASSES, _EXAMPLES = 20, 3
 _INDENT = " " * 9
@@ -67,29 +66,40 @@ def run_preview(data: str, recipe: str | None, seed: int, out: Path) -> int:
     with explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, sheet)
-    mixed = "; mixup, which blends pictures of a batch, is not shown" if run.augmentation.mixup else ""
+    mixed = "; mixing, which blends pictures of a batch, is not shown" if run.augmentation.mixing else ""
     print(f"{out}: {', '.join(steps)}, seed {seed}{mixed}")
     return 0
 
 
-def run_split(data: str, out: Path, val: float, test: float, seed: int, quiet: bool) -> int:
+def run_split(data: str, out: Path, val: float, test: float, seed: int, relabel: Path | None, quiet: bool) -> int:
     """Writes a CSV of path, label and split."""
-    from vitrail.data.division import divide, division_text
+    from vitrail.data.division import divide, division_text, read_labels
 
     if out.exists():
         raise VitrailError("VT064", f"{out} exists already; nothing was overwritten", "a new name", "--out OTHER.csv")
     with Counting(quiet) as counting:
-        division = divide(data, val, test, seed, _threads(), counting)
+        labels = read_labels(relabel) if relabel is not None else {}
+        division = divide(data, val, test, seed, labels, _threads(), counting)
     text = division_text(division.rows, out.parent)
     with explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, text)
     sizes = Counter(row.split for row in division.rows)
     parts = ", ".join(f"{name} {sizes[name]:,}" for name in ("train", "val", "test") if sizes[name])
-    print(f"{out}: {parts}; {counted(division.together, 'group')} of copies kept together")
-    if division.left_out:
-        names = ", ".join(shown(name) for name in division.left_out[:3])
-        print(f"left out, because they cannot be read: {counted(len(division.left_out), 'picture')}, such as {names}")
+    together = "" if division.given else f"; {counted(division.together, 'group')} of copies kept together"
+    said = [f"{out}: {parts}{together}"]
+    if division.given:
+        said.append("its own splits are kept; a later split keeps what two of them have")
+    said += [f"from train, since there was none: {counted(count, 'picture')} of {shown(words)}"
+             for words, count in division.moved.items()]  # fmt: skip
+    for words, names in (("have copies in a later split", division.copies), ("cannot be read", division.left_out)):
+        if names:
+            such = ", ".join(shown(name) for name in names[:3])
+            said.append(f"left out, because they {words}: {counted(len(names), 'picture')}, such as {such}")
+    if labels:
+        gone = sum(not label for label in labels.values())
+        said.append(f"labels corrected: {len(labels) - gone:,}" + (f"; left out: {gone:,}" if gone else ""))
+    print("\n".join(said))
     print(f"next  vitrail train {shlex.quote(str(out))}")
     return 0
 
@@ -148,11 +158,11 @@ def _thumbnails(source: Source, found: Examination) -> dict[str, bytes]:
 
 def _check_text(source: Source, found: Examination) -> Iterator[str]:
     """As a person reads it, at most 80 columns where names allow."""
-    yield f"data     {shown(source.name, 60)}: {counted(len(source.classes), 'class', 'classes')}"
+    yield f"data     {shown(source.name, width() - 20)}: {counted(len(source.classes), 'class', 'classes')}"
     yield from _counts(source.classes, source.counts())
     for name, text in source.origin.items():
         if text != "given":
-            yield f"{_INDENT}{name}: {text}"
+            yield from _wrapped(f"{name}: {text}")
     if found.sizes:
         small, usual, large = ("x".join(map(str, found.sizes[name])) for name in ("smallest", "median", "largest"))
         kinds = [
@@ -175,7 +185,7 @@ def _problem_text(problem: Problem) -> Iterator[str]:
     yield from _wrapped(f"fix: {text}{colon}")
     yield from [f"{_INDENT}  {command}"] if command else []  # never broken, so that it can be copied
     for group in problem.groups[:_EXAMPLES]:
-        names = [shown(f"{member['id']} ({member['label']})", 60) for member in group[:_EXAMPLES]]
+        names = [shown(f"{member['id']} ({member['label']})", width() - 20) for member in group[:_EXAMPLES]]
         yield f"{_INDENT}- {names[0]}"
         yield from (f"{_INDENT}  {name}" for name in names[1:])
         if len(group) > _EXAMPLES:
@@ -190,14 +200,15 @@ def _counts(classes: tuple[str, ...], counts: Mapping[str, Mapping[str, int]]) -
     if len(order) > _CLASSES:
         by_size = sorted(classes, key=lambda name: -counts["train"][name])
         order = by_size[:half] + by_size[-half:]
-    yield f"{_INDENT}{'':<30}" + "".join(f"{name:>10}" for name in counts)
+    room = width() - len(_INDENT) - 10 * len(counts) - 1
+    room = max(8, min(29, room))
+    yield f"{_INDENT}{'':<{room + 1}}" + "".join(f"{name:>10}" for name in counts)
     for number, name in enumerate(order):
         if len(classes) > _CLASSES and number == half:
             yield f"{_INDENT}... {len(classes) - _CLASSES:,} classes between, which --json lists ..."
-        yield f"{_INDENT}{shown(name, 29):<30}" + "".join(f"{split[name]:>10,}" for split in counts.values())
+        yield f"{_INDENT}{shown(name, room):<{room + 1}}" + "".join(f"{split[name]:>10,}" for split in counts.values())
 
 
 def _wrapped(text: str, first: str = _INDENT) -> list[str]:
-    lines = textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=_INDENT, break_long_words=False,
-                          break_on_hyphens=False)  # fmt: skip
+    lines = wrapped(text, first, _INDENT)
     return ["".join(sign if sign.isprintable() else "?" for sign in line) for line in lines]

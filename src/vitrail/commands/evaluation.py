@@ -29,12 +29,13 @@ def run_evaluation(
     data: str | None,
     split: str,
     image_size: tuple[int, int] | None,
+    family: str | None,
     out: Path | None,
     device: str,
     as_json: bool,
 ) -> int:
     """Evaluates on the run's own data, or on `data`, whose classes are matched by name."""
-    predictor = load(model, image_size, Machine(device).torch_device)
+    predictor = load(model, image_size, Machine(device).torch_device, family)
     is_run = (model / "data.json").is_file()
     source = _source(model, data, is_run)
     dataset = source.split(split)
@@ -111,12 +112,18 @@ def _evaluation_text(summary: dict[str, Any]) -> str:
 
 
 def run_prediction(
-    model: Path, files: list[str], image_size: tuple[int, int] | None, top: int, device: str, as_json: bool
+    model: Path,
+    files: list[str],
+    image_size: tuple[int, int] | None,
+    family: str | None,
+    top: int,
+    device: str,
+    as_json: bool,
 ) -> int:
     """One line per picture, in order; a picture that cannot be read is an error line, and the status is then 3."""
     if not 1 <= top <= 5:
         raise UsageError("VT002", f"--top {top}", "1 to 5")
-    classifier = load(model, image_size, Machine(device).torch_device)
+    classifier = load(model, image_size, Machine(device).torch_device, family)
     names: list[str] = []
 
     def sources() -> Iterator[str | bytes]:

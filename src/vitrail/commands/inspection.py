@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import textwrap
 from pathlib import Path
 from typing import Any
 
+from vitrail.commands.terminal import wrapped
 from vitrail.deployment.classifier import Prediction, load
 from vitrail.errors import UsageError
 from vitrail.files import explained, write_bytes
@@ -26,13 +26,14 @@ def run_explanation(
     query: str | None,
     out: Path | None,
     image_size: tuple[int, int] | None,
+    family: str | None,
     device: str,
     as_json: bool,
 ) -> int:
     """Explains one picture; with `out` it is drawn too."""
     if out is not None:
         _check_out(out, picture)
-    classifier = load(model, image_size, Machine(device).torch_device)
+    classifier = load(model, image_size, Machine(device).torch_device, family)
     found = explain(classifier, picture, layer=layer, heads=heads or None, query=query)
     answer = classifier.predict(str(picture))
     assert isinstance(answer, Prediction)
@@ -63,6 +64,8 @@ def _draw(picture: Picture, found: Explanation, answer: Prediction, out: Path) -
     """The figure as a PNG."""
     title = f"{_said(answer)}: {Path(readable_name(answer.file)).name}"  # a long name is cut, the answer is not
     caption = f"{_method(found)}, seen from {query_name(found.query)}. The same for every class; not importance."
+    if found.evenness:
+        caption = f"Nearly even: the colours show small differences, not a shape. {_method(found).capitalize()}."
     marked = found.query if isinstance(found.query, tuple) else None
     drawn = figure(picture, found.map, found.box, title, caption, marked)
     content = io.BytesIO()
@@ -96,6 +99,7 @@ def _text(found: Explanation, answer: Prediction, picture: Path, out: Path | Non
     where = out or f"--out {readable_name(picture.stem)}.explain.png draws it"
     lines = [
         _wrapped("prediction", _said(answer)),
+        *([_wrapped("beware", found.evenness)] if found.evenness else []),
         _wrapped("method", f"{_method(found)} (counted from 0)" if found.layer is not None else _method(found)),
         _wrapped("shows", found.tells),
         _wrapped("defined", found.definition),
@@ -106,7 +110,7 @@ def _text(found: Explanation, answer: Prediction, picture: Path, out: Path | Non
         *(_patch_line(patch, rows * cols) for patch in found.top),
         "",
         "What it cannot tell",
-        *(textwrap.fill(text, 80, initial_indent="- ", subsequent_indent="  ") for text in found.caveats),
+        *("\n".join(wrapped(text, "- ", "  ")) for text in found.caveats if text != found.evenness),
         "",
         _wrapped("picture", readable_name(where)),
     ]
@@ -114,7 +118,7 @@ def _text(found: Explanation, answer: Prediction, picture: Path, out: Path | Non
 
 
 def _wrapped(word: str, text: str) -> str:
-    return textwrap.fill(text, 80, initial_indent=f"{word:<12}", subsequent_indent=" " * 12, break_long_words=False)
+    return "\n".join(wrapped(text, f"{word:<12}", " " * 12))
 
 
 def _patch_line(patch: Patch, count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitrail.commands.terminal import wrapped
 from vitrail.statistics import share
 
 SHOWN = 6  # problems of the data
@@ -17,7 +18,8 @@ WORDS = {
 def plan_text(found: dict[str, Any]) -> str:
     """The plan as a person reads it, from its JSON."""
     rows = [*_data(found), *_model(found), *_cost(found), *_without_room(found), *_beat(found), *_end(found)]
-    return "\n".join(f"{head:<9}{text}".rstrip() for head, text in rows)
+    lines = (wrapped(f"{head:<9}{text}", "", " " * (11 if text.startswith("  ") else 9)) for head, text in rows)
+    return "\n".join(line.rstrip() for several in lines for line in several)
 
 
 Rows = list[tuple[str, str]]
@@ -30,16 +32,17 @@ def _data(found: dict[str, Any]) -> Rows:
     examined = found["examination"]
     problems = examined["problems"]
     for problem in problems[:SHOWN]:
-        rows += [("", f"{'!' if problem['severity'] != 'note' else '-'} {problem['title']}")]
+        rows += [("", f"{problem['severity']}: {problem['title']}")]
     if len(problems) > SHOWN:
         rows += [("", f"and {len(problems) - SHOWN} more")]
-    seen = f"looked at {examined['seen']:,} of {examined['of']:,} pictures"
+    rough = "" if examined["seen"] >= examined["of"] else "rough: "
+    seen = f"{rough}looked at {examined['seen']:,} of {examined['of']:,} pictures"
     all_seen = examined["seen"] >= examined["of"]
     rows += [
         (
             "",
             f"{seen}{'' if problems else ': nothing wrong'}"
-            + ("" if all_seen else f"; vitrail data check {found['data']}"),
+            + ("" if all_seen else f"; all of them: vitrail data check {found['data']}"),
         )
     ]
     return rows
@@ -48,13 +51,17 @@ def _data(found: dict[str, Any]) -> Rows:
 def _model(found: dict[str, Any]) -> Rows:
     run = found["run"]
     model, training, optimizer = run["model"], run["training"], run["optimizer"]
+    names = [optimizer["type"]]
+    while isinstance(optimizer.get("optimizer"), dict):  # one that wraps another
+        optimizer = optimizer["optimizer"]
+        names.append(optimizer["type"])
     height, width = model["image_size"]
     start = f"weights of {run['weights']}" if run["weights"] else "random weights"
     parts = f" in parts of {training['micro_batch']}" if training["micro_batch"] else ""
     return [
         ("Model", found["model"]),
         ("", f"{found['parameters'] / 1e6:.2f} M parameters, {height}x{width} px, {found['tokens']} tokens, {start}"),
-        ("Recipe", f"{found['recipe']}: {optimizer['type']}, lr {optimizer['lr']}, {run['schedule']['type']}, "
+        ("Recipe", f"{found['recipe']}: {' of '.join(names)}, lr {optimizer['lr']}, {run['schedule']['type']}, "
                    f"batch {training['batch_size']}{parts}, {training['epochs']:g} epochs"),
         *(("", reason) for reason in found["why"]),
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from vitrail.report.card import write_card
@@ -10,12 +11,13 @@ from vitrail.report.findings import findings
 from vitrail.report.page import write_report
 from vitrail.report.plots import write_plots
 from vitrail.report.story import read_story
+from vitrail.report.typed import anywhere
 
 
 def run_report(folder: Path, as_json: bool) -> int:
     """Writes report.html, README.md and plots/ again, and prints the findings."""
     story = read_story(folder)
-    found = findings(story)
+    found = [replace(finding, command=anywhere(story, finding.command)) for finding in findings(story)]
     page, card, plots = write_report(folder), write_card(folder), write_plots(folder)
     if as_json:
         record = {"report": str(page), "card": str(card), "plots": [str(path) for path in plots],

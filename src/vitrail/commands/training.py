@@ -48,7 +48,7 @@ def result_text(result: Result) -> str:
     rows = [("this model", share(result.top1, result.summary["top1_interval"]))]
     rows += [(baseline.name, share(baseline.top1, baseline.interval)) for baseline in result.baselines]
     head = "done already" if result.already else "done"
-    lines = [f"{head}   top-1 on {result.summary['n']} test images"]
+    lines = [f"{head}   top-1 on {result.summary['n']} test pictures"]
     lines += [f"       {name:<20}{value}" for name, value in rows]
     story = read_story(result.folder)
     lines += [f"{finding.severity:<6} {finding.title}" for finding in findings(story) if finding.severity != "good"][

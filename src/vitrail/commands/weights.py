@@ -19,9 +19,9 @@ from vitrail.model.families import AXES
 MARGIN = 15  # columns of the words on the left
 
 
-def run_inspect(path: Path, image_size: tuple[int, int] | None, as_json: bool) -> int:
+def run_inspect(path: Path, image_size: tuple[int, int] | None, family: str | None, as_json: bool) -> int:
     """Everything that can be told of the weights at a path; the status is the problem's where there is one."""
-    found = examine(path, image_size)
+    found = examine(path, image_size, family)
     if as_json:
         print(json.dumps(_record(found), ensure_ascii=False))
     else:
@@ -30,10 +30,15 @@ def run_inspect(path: Path, image_size: tuple[int, int] | None, as_json: bool) -
 
 
 def run_convert(
-    source: Path, target: Path, format: str | None, image_size: tuple[int, int] | None, as_json: bool
+    source: Path,
+    target: Path,
+    format: str | None,
+    image_size: tuple[int, int] | None,
+    family: str | None,
+    as_json: bool,
 ) -> int:
     """Converts, and prints how far the logits are from the old ones."""
-    done = convert(source, target, format, image_size)
+    done = convert(source, target, format, image_size, family)
     if as_json:
         print(json.dumps({"path": str(done.path), "format": done.format, "difference": done.difference,
                           "changed": list(done.changed)}, ensure_ascii=False))  # fmt: skip

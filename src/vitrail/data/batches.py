@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from vitrail.data.order import draws, id_words, samples_of_step
+from vitrail.data.order import Order, Sampling, Shuffled, draws, id_words
 from vitrail.data.sources import Dataset
 from vitrail.data.transforms import Transform, augment
 from vitrail.errors import DataError
@@ -132,16 +132,24 @@ def kept_in_memory(count: int, preprocessing: Preprocessing) -> bool:
 class StepBatches(TorchDataset[Batch]):
     """Batch number `step` of a run: a pure function of the seed and the step, whoever computes it."""
 
-    def __init__(self, pictures: Pictures, transforms: tuple[Transform, ...], seed: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        pictures: Pictures,
+        transforms: tuple[Transform, ...],
+        seed: int,
+        batch_size: int,
+        sampling: Sampling = Shuffled(),
+    ) -> None:
         self.pictures, self.transforms = pictures, transforms
+        self.order = Order(sampling, pictures.dataset.targets, seed)
         self.seed, self.batch_size = seed, batch_size
         self.words = id_words(pictures.dataset.ids)
         self.num_draws = sum(transform.num_draws for transform in transforms)
 
     def __getitem__(self, step: int) -> Batch:
         dataset, preprocessing = self.pictures.dataset, self.pictures.preprocessing
-        samples, epochs = samples_of_step(self.seed, step, self.batch_size, len(dataset))
-        luck = draws(self.seed, epochs, self.words[samples], 0, self.num_draws)
+        samples, epochs, occurrences = self.order.of_step(step, self.batch_size)
+        luck = draws(self.seed, epochs, self.words[samples], occurrences, self.num_draws)
         weights = np.ones(len(samples), dtype=np.float32)
         shape = (len(samples), preprocessing.channels, *preprocessing.image_size)
         images = np.full(shape, 128, dtype=np.uint8)

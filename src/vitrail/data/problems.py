@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.record import BLANK, GREY, SEEN, TRANSPARENT, TURNED, Record
+from vitrail.data.record import BLANK, EMPTY, GREY, SEEN, TRANSPARENT, TURNED, Record
 
 MOST_GROUPS, MOST_MEMBERS = 100, 20
 MAX_BAD_SHARE = 0.05  # more stop a training run
@@ -19,6 +19,11 @@ FEW_IMAGES, MOST_IMBALANCE = 10, 10
 TINY_SIDE, HUGE_PIXELS, MOST_ASPECT = 16, 20_000_000, 5
 RARE = 0.05  # of the pictures; what is rarer stands out
 _NAMES = 5  # that a sentence lists
+_LACKING = {
+    "train": "What train lacks cannot be learned.",
+    "val": "Val chooses the best weights, here blind to what it lacks.",
+    "test": "What test lacks is not measured.",
+}
 _UNREADABLE = {
     "VT050": "missing", "VT051": "empty", "VT052": "of another kind", "VT053": "damaged", "VT054": "too large",
 }  # fmt: skip
@@ -129,11 +134,18 @@ def _leaks(record: Record, groups: Groups) -> Iterator[Problem]:
         total = int((record.has(SEEN) & (record.split_of == later)).sum())
         pictures = counted(total, f"{names[later]} picture")
         parts.append(f"{count:,} of {pictures} {'is' if count == 1 else 'are'} also in {names[earlier]}")
-    sampled = f", among the {record.seen:,} of {len(record):,} that were read" if record.seen < len(record) else ""
+    sampled = f" (among the {record.seen:,} of {len(record):,} that were read)" if record.seen < len(record) else ""
     count = sum(counts.values())
+    title = "".join(parts)
+    if len(parts) > 1:  # that of test and train, where there is one, says most
+        said = dict(zip(sorted(counts), parts, strict=True))
+        first = next((said[pair] for pair in said if names[pair[0]] == "test" and pair[1] == 0), parts[0])
+        title = f"{counted(count, 'picture is', 'pictures are')} in two splits: {first}"
+    every = f"{'; '.join(parts)}. " if len(parts) > 1 else ""
     texts = Texts(
-        f"{', '.join(parts)} ({exact:,} exactly the same, {count - exact:,} nearly{sampled})",
-        "What was seen in training is no test: the result looks better than it is.",
+        title + sampled,
+        "What was seen in training is no test: the result can look better than it is. "
+        f"{every}{exact:,} {'is' if exact == 1 else 'are'} exactly the same, {count - exact:,} nearly.",
         _way_out(record, {names[later] for later, _ in counts}),
     )
     for problem in _problem(record, "leak", "error", texts, count, found):
@@ -142,11 +154,18 @@ def _leaks(record: Record, groups: Groups) -> Iterator[Problem]:
 
 def _way_out(record: Record, leaking: set[str]) -> str:
     if any(record.source.origin.get(name) != "given" for name in leaking):  # Vitrail itself divided them
-        name = shlex.quote(record.source.name)
-        return f"Keep copies together: vitrail data split {name} --out split.csv, then vitrail train split.csv"
-    if any(split.read_file is None for split in record.splits.values()):
-        return "The splits are the set's own; say beside every result that these pictures are in both."
-    return "Remove the pictures from one of the two splits; train can spare them best."
+        return f"Divide the pictures again, with copies kept in one split: {_division(record)}"
+    if not _of_files(record):
+        return "Say beside every result that these pictures are in both; the splits are the set's own."
+    return f"Train without the copies of held-out pictures: {_division(record)}"
+
+
+def _division(record: Record) -> str:
+    return f"vitrail data split {shlex.quote(record.source.name)} --out split.csv, then vitrail train split.csv"
+
+
+def _of_files(record: Record) -> bool:
+    return all(split.read_file is not None for split in record.splits.values())
 
 
 def _conflicts(record: Record, groups: Groups) -> Iterator[Problem]:
@@ -162,7 +181,7 @@ def _conflicts(record: Record, groups: Groups) -> Iterator[Problem]:
         f"{counted(len(found), 'picture has', 'pictures have')} copies under another label ({exact:,} exactly the same, "
         f"{len(found) - exact:,} nearly{sampled})",
         "One of the labels is wrong, or the classes overlap; both cannot be learned.",
-        f"Look at them and keep the right label: {_see(record)}",
+        f"Look at the pictures with two labels, then {_correction(record)}: {_see(record)}",
     )
     yield from _problem(record, "label-conflict", "error", texts, len(found), found)
 
@@ -177,7 +196,7 @@ def _copies(record: Record, groups: Groups) -> Iterator[Problem]:
             different, first, number = np.unique(digests, return_index=True, return_inverse=True)
             exact += [rows[number == which] for which in range(len(different)) if (number == which).sum() > 1]
             near += [rows[np.sort(first)]] if len(different) > 1 else []
-    fix = f"Keep one of each; this shows them: {_see(record)}"
+    fix = f"Keep one of each copied picture; this shows them: {_see(record)}"
     for kind, severity, found, what, why in (
         ("exact-duplicates", "warning", exact, "exact copies of another one in their split",
          "They count several times, in training and in every result."),
@@ -198,7 +217,10 @@ def _unreadable(record: Record) -> Iterator[Problem]:
     texts = Texts(
         f"{_are(record, len(rows))} not readable: {kinds}",
         ("Training stops at so many." if many else "Training skips them.") + first,
-        "Copy them again, or remove them.",
+        "Make what is too large smaller, e.g. with ImageMagick: mogrify -resize 2048x2048 FILE"
+        if set(codes) == {"VT054"}
+        else "Copy the unreadable pictures again, or remove them"
+        + ("; make what is too large smaller." if "VT054" in codes else "."),
     )
     yield from _problem(record, "unreadable", "error" if many else "warning", texts, len(rows), ([row] for row in rows))
 
@@ -207,15 +229,17 @@ def _missing(record: Record) -> Iterator[Problem]:
     """Classes that a split has no picture of."""
     classes, counts = record.source.classes, record.class_counts()
     gaps = {name: np.flatnonzero(count == 0) for name, count in counts.items() if (count == 0).any()}
-    texts = Texts(
-        "; ".join(
-            f"{name} has no picture of {listed([shown(classes[index]) for index in lacking])}"
-            for name, lacking in gaps.items()
-        ),
-        "What a split lacks is not learned from train, or not measured in val and test.",
-        "Add pictures of these classes, or move some there from another split.",
-    )
     lacking = np.unique(np.concatenate([*gaps.values(), []])).astype(np.int64)
+    missing = {name: listed([shown(classes[index]) for index in gap]) for name, gap in gaps.items()}
+    names = listed([shown(classes[index]) for index in lacking])
+    own = "train" not in gaps and _of_files(record) and all(record.source.origin.get(name) == "given" for name in gaps)
+    texts = Texts(
+        "; ".join(f"{name} has no picture of {text}" for name, text in missing.items()),
+        " ".join(text for name, text in _LACKING.items() if name in gaps),
+        f"Give {' and '.join(gaps)} some of train's pictures of {names}, or add new ones: {_division(record)}"
+        if own
+        else f"Add pictures of {names}",
+    )
     examples = (
         [row for name in counts for row in record.rows_of_class(name, int(index), MOST_MEMBERS)] for index in lacking
     )
@@ -243,7 +267,7 @@ def _small_classes(record: Record) -> Iterator[Problem]:
         f"{shown(classes[most])} has {train[most] / train[least]:.0f} times as many training pictures as "
         f"{shown(classes[least])} ({train[most]:,} and {train[least]:,})",
         "A model can neglect the small classes and still look good on average.",
-        "Add pictures of the small classes, and read the results class by class.",
+        f"Add pictures of {listed([shown(classes[index]) for index in far])}, and read the results class by class.",
     )
     yield from _problem(record, "imbalance", "warning", texts, len(far), _examples(record, far))
 
@@ -264,18 +288,18 @@ def _appearance(record: Record) -> Iterator[Problem]:
         colour, "colour-among-grey", "in colour")  # fmt: skip
     odd = odd & grey.any() & colour.any()
     statements: list[tuple[str, Severity, NDArray[np.bool_], str, str, str]] = [
-        ("blank", "warning", blank, "of one colour only", "There is nothing to learn from them.", "Remove them."),
         (kind, "warning" if odd.sum() < RARE * len(rows) else "note", odd, f"{word}, and the others are not",
          "Where one class has more of them, a model may learn the colour instead of the thing.",
          "See that every class has some, or make all pictures alike."),
         ("tiny", "warning", (shorter < TINY_SIDE) & (usual >= 4 * TINY_SIDE),
          f"less than {TINY_SIDE} pixels wide or high, where {usual:.0f} are usual",
-         "Enlarged to the size of the others they show next to nothing.", "Replace or remove them."),
+         "Enlarged to the size of the others they show next to nothing.", "Replace or remove the tiny pictures."),
         ("huge", "note", widths * heights > HUGE_PIXELS, f"larger than {HUGE_PIXELS // 1_000_000} megapixels",
          "They are slow to read, and a model looks at a few hundred pixels a side.",
-         "Make them smaller once, e.g. with ImageMagick: mogrify -resize 1024x1024 FILE"),
+         "Make the largest pictures smaller once, e.g. with ImageMagick: mogrify -resize 1024x1024 FILE"),
         ("extreme-aspect", "note", longer > MOST_ASPECT * shorter, f"more than {MOST_ASPECT} times as long as wide",
-         "Resized to a model's input, what they show is squeezed beyond recognition.", "Cut them, or remove them."),
+         "Resized to a model's input, what they show is squeezed beyond recognition.",
+         "Cut the longest pictures, or remove them."),
         ("transparent", "note", record.has(TRANSPARENT)[rows], "partly transparent",
          "They are laid on white, where white things disappear.",
          "Where white is wrong, lay them on another colour and save them without transparency."),
@@ -283,7 +307,40 @@ def _appearance(record: Record) -> Iterator[Problem]:
          "Vitrail turns them upright; a program that ignores the tag sees something else.",
          "Nothing for Vitrail; for other programs, with ImageMagick: mogrify -auto-orient FILE"),
     ]  # fmt: skip
+    yield from _blank(record, rows[blank])
     for kind, severity, mask, what, why, fix in statements:
         count = int(mask.sum())
         texts = Texts(f"{_are(record, count)} {what}", why, fix)
         yield from _problem(record, kind, severity, texts, count, ([row] for row in rows[mask]))
+
+
+def _blank(record: Record, rows: NDArray[np.int64]) -> Iterator[Problem]:
+    """Pictures that show one colour: empty files, white drawings that were lost on white, and plain ones."""
+    empty = record.has(EMPTY)[rows]
+    lost = record.has(TRANSPARENT)[rows] & ~empty
+    sorts = {
+        "white on a transparent ground": rows[lost], "of one colour only": rows[~empty & ~lost],
+        "empty (fully transparent)": rows[empty],
+    }  # fmt: skip
+    there = {word: len(found) for word, found in sorts.items() if len(found)}
+    what = next(iter(there), "")
+    if len(there) > 1:
+        what = "blank: " + ", ".join(f"{count:,} {word}" for word, count in reversed(there.items()))
+    texts = Texts(
+        f"{_are(record, len(rows))} {what}",
+        "There is nothing to learn from them."
+        + (" Pictures are laid on white, where white disappears." * bool(lost.any())),
+        "Remove the blank pictures" + ("; lay white drawings on another colour." if lost.any() else "."),
+    )
+    yield from _problem(
+        record, "blank", "warning", texts, len(rows), ([row] for found in sorts.values() for row in found)
+    )
+
+
+def _correction(record: Record) -> str:
+    """How a label is corrected, in words."""
+    if not _of_files(record):
+        return "say beside every result that they are there"
+    if record.source.name.lower().endswith(".csv"):
+        return "correct the labels in the CSV"
+    return "move each file to the folder of its right class"

@@ -12,7 +12,7 @@ from vitrail.data.sources import Dataset, Source
 from vitrail.errors import DataError
 from vitrail.images import FileFacts, Picture
 
-SEEN, BAD, GREY, BLANK, TRANSPARENT, TURNED = (1 << bit for bit in range(6))
+SEEN, BAD, GREY, BLANK, TRANSPARENT, TURNED, EMPTY = (1 << bit for bit in range(7))
 _GREY_LEVELS = 12  # what compression may make of a grey picture stored in colour
 
 
@@ -25,7 +25,7 @@ class Record:
         label_of: per row the number of its labels; pictures with the same labels have the same number.
         labels: the labels by number, as text.
         sizes: width and height as seen.
-        flags: SEEN, BAD, GREY, BLANK, TRANSPARENT, TURNED.
+        flags: SEEN, BAD, GREY, BLANK, TRANSPARENT, TURNED, EMPTY (see-through from edge to edge).
         errors: by row, why a picture cannot be read.
     """
 
@@ -65,6 +65,7 @@ class Record:
         if facts is not None:
             flags |= TRANSPARENT if facts.transparent else 0
             flags |= TURNED if facts.turned else 0
+            flags |= EMPTY if facts.empty else 0
             self._kind_of[row] = self._number((facts.format, facts.mode))
         if not flags & BLANK:  # blank pictures are one statement, not a thousand copies of each other
             self.prints.add(row, picture, small)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vitrail.data import fashion
 from vitrail.data.tables import Row, read_csv, rows_of_folder
-from vitrail.errors import DataError, nearest
+from vitrail.errors import DataError, nearest, nearest_path
 from vitrail.images import FileFacts, Picture, measure_file, read_file, read_picture
 
 BUILT_IN = ("fashion-mini", "fashion-mnist")
@@ -118,7 +118,7 @@ def rows_of(text: str) -> list[Row]:
         problem = "is neither a folder nor a file" if os.path.exists(text) else "does not exist"
         raise DataError(
             "VT011", f"{text} {problem}", "a folder of images, a .csv file, or " + " or ".join(BUILT_IN),
-            nearest(text, BUILT_IN),
+            nearest_path(text) or nearest(text, BUILT_IN),
         )  # fmt: skip
     return read_csv(Path(text)) if os.path.isfile(text) else rows_of_folder(Path(text))
 
@@ -172,7 +172,7 @@ def with_held_out(source: Source, seed: int) -> Source:
                 "three images of a class or more", "add images, or give val and test splits of their own",
             )  # fmt: skip
         splits["train"], splits[name] = train.subset(kept), train.subset(held)
-        origin[name] = f"{len(held)} held out of train, stratified, seed {seed}"
+        origin[name] = f"{len(held):,} held out of train, the same share of every class, seed {seed}"
     if "test" not in splits:
         splits["test"], origin["test"] = splits["val"], "the same images as val; there is no other test split"
     ordered = {name: splits[name] for name in ("train", "val", "test")}

@@ -74,7 +74,7 @@ def read_csv(path: Path) -> list[Row]:
                         "VT016", f"{path} has no column {needed!r}; its columns are {', '.join(columns) or 'none'}",
                         "a first line path,label or path,label,split", nearest(needed, columns) if columns else "",
                     )  # fmt: skip
-            rows = [_row(path, record) for record in _bounded(reader)]
+            rows = [_row(path, record) for record in bounded(reader)]
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise DataError(
             "VT016", f"{path} cannot be read as CSV: {error}", "text in UTF-8 with the columns path,label"
@@ -104,7 +104,8 @@ def _row(path: Path, record: dict[str, str | None]) -> Row:
     return Row(name, os.fspath(path.parent / name), labels, SPLIT_NAMES[split.lower()] if split else None)
 
 
-def _bounded(reader: Iterable[dict[str, str | None]]) -> Iterator[dict[str, str | None]]:
+def bounded(reader: Iterable[dict[str, str | None]]) -> Iterator[dict[str, str | None]]:
+    """The lines of a table, refused where there are far too many of them."""
     for number, record in enumerate(reader):
         if number >= MAX_ROWS:
             raise DataError("VT016", f"the CSV has more than {MAX_ROWS:,} lines", "a smaller file")

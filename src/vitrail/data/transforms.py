@@ -6,12 +6,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
-from torch import Tensor
 
 from vitrail.configuration import require
 from vitrail.images import Picture, from_pillow, resized, to_pillow
@@ -63,6 +62,25 @@ class RandomResizedCrop(Transform):
 
 
 @dataclass(frozen=True)
+class RandomCrop(Transform):
+    """A window of `share` of each side, anywhere, resized to the model's size (BiT: resized to 448, cut to 384)."""
+
+    share: float = 384 / 448
+    num_draws = 2
+    resizes = True
+
+    def __post_init__(self) -> None:
+        require(0 < self.share <= 1, "random-crop.share", self.share, "more than 0, at most 1")
+
+    def __call__(self, picture: Picture, draws: Draws, preprocessing: Preprocessing) -> Picture:
+        height, width = picture.shape[:2]
+        wide, tall = width * self.share, height * self.share
+        left, top = draws[0] * (width - wide), draws[1] * (height - tall)
+        box = (left, top, min(width, left + wide), min(height, top + tall))
+        return resized(picture, preprocessing.image_size, preprocessing.interpolation, box)
+
+
+@dataclass(frozen=True)
 class Shift(Transform):
     """Moved by up to `share` of each side; what comes in repeats the border."""
 
@@ -90,7 +108,12 @@ class Flip(Transform):
 
 @dataclass(frozen=True)
 class RandAugment(Transform):
-    """`layers` operations chosen at random and always applied, at `magnitude` of 10 (big_vision's variant)."""
+    """`layers` operations chosen at random and always applied, at `magnitude` of 10 (big_vision's variant).
+
+    As there: the probability that it draws is never used, cutout and translation are measured on 224 pixels, and what
+    comes in is grey of 128. Not as there: contrast is around the picture's mean brightness, as Pillow has it, where
+    big_vision takes pixels / 256 for the mean (196 at 224 px), and what is turned or moved is interpolated.
+    """
 
     layers: int = 2
     magnitude: float = 10.0
@@ -167,30 +190,53 @@ _OPERATIONS: tuple[Operation, ...] = (
 
 
 @dataclass(frozen=True)
-class Mixup:
-    """Every image is blended with a partner, and so are their labels (Zhang et al. 2018, as big_vision does it).
+class RandomErasing(Transform):
+    """A rectangle is lost, with a probability (Zhong et al. 2017, arXiv 1708.04896; DeiT: 0.25, noise).
 
-    One Beta(alpha, alpha) draw per step; partners come from the whole batch of the step, before it is divided.
+    Attributes:
+        probability: of a picture to lose one.
+        min_area, max_area: share of the picture; `max_aspect` of width to height, and the other way round.
+        fill: uniform noise, or the mean that the model subtracts.
     """
 
-    alpha: float = 0.2
+    probability: float = 0.25
+    min_area: float = 0.02
+    max_area: float = 1 / 3
+    max_aspect: float = 10 / 3
+    fill: Literal["noise", "mean"] = "noise"
+    num_draws = 6
 
     def __post_init__(self) -> None:
-        require(0 < self.alpha < math.inf, "augmentation.mixup.alpha", self.alpha, "a positive number")
+        require(0 <= self.probability <= 1, "random-erasing.probability", self.probability, "0 to 1")
+        require(0 < self.min_area <= self.max_area <= 1, "random-erasing.max_area", self.max_area, "min_area to 1")
+        require(1 <= self.max_aspect < math.inf, "random-erasing.max_aspect", self.max_aspect, "at least 1")
 
-    def __call__(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        random = np.random.Generator(np.random.PCG64(seed))
-        share = float(random.beta(self.alpha, self.alpha))
-        share = max(share, 1 - share)
-        partner = torch.from_numpy(random.permutation(len(images)))
-        return torch.lerp(images[partner], images, share), torch.lerp(targets[partner], targets, share)
+    def __call__(self, picture: Picture, draws: Draws, preprocessing: Preprocessing) -> Picture:
+        if draws[0] >= self.probability:
+            return picture
+        height, width, channels = picture.shape
+        area = height * width * (self.min_area + (self.max_area - self.min_area) * draws[1])
+        aspect = math.exp((2 * draws[2] - 1) * math.log(self.max_aspect))
+        wide = min(width, max(1, round(math.sqrt(area * aspect))))
+        tall = min(height, max(1, round(math.sqrt(area / aspect))))
+        left, top = int(draws[3] * (width - wide + 1)), int(draws[4] * (height - tall + 1))
+        picture = picture.copy()
+        if self.fill == "noise":
+            noise = np.random.Generator(np.random.PCG64(int(draws[5] * 2**53)))
+            filling = noise.integers(0, 256, (tall, wide, channels), dtype=np.uint8)
+        else:
+            filling = np.round(np.array(preprocessing.mean) * 255).astype(np.uint8)
+        picture[top : top + tall, left : left + wide] = filling
+        return picture
 
 
 TRANSFORMS: dict[str, type[Transform]] = {
     "random-resized-crop": RandomResizedCrop,
+    "random-crop": RandomCrop,
     "shift": Shift,
     "flip": Flip,
     "rand-augment": RandAugment,
+    "random-erasing": RandomErasing,
 }
 
 

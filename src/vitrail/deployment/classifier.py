@@ -129,9 +129,14 @@ class Classifier:
         return Prediction(name, *top[0], top, labels if self.multi_label else None)
 
 
-def load(path: str | os.PathLike[str], image_size: tuple[int, int] | None = None, device: str = "cpu") -> Classifier:
-    """Loads a run folder, a model folder or an .npz of Google's; see `vitrail.checkpoints.loading.read`."""
-    return Classifier(read(path, image_size), device)
+def load(
+    path: str | os.PathLike[str],
+    image_size: tuple[int, int] | None = None,
+    device: str = "cpu",
+    family: str | None = None,
+) -> Classifier:
+    """Loads a run folder, a model folder or a file of weights; see `vitrail.checkpoints.loading.read`."""
+    return Classifier(read(path, image_size, family), device)
 
 
 def pictures_below(folder: Path) -> Iterator[Path]:

@@ -52,7 +52,11 @@ def nearest_pixels(train: Pictures, val: Pictures, test: Pictures) -> Baseline:
     shares = {k: int(right_of(found[:, :k], labels, val.dataset.targets).sum()) for k in choices}
     k = max(shares, key=lambda choice: (shares[choice], -choice))
     right = right_of(neighbours(reference, pixels(test), k), labels, test.dataset.targets)
-    how = f"{k} nearest of {len(reference)} training images by pixels, k chosen on val"
+    how = (
+        f"the class of the {k} most similar of {len(reference):,} training pictures, pixel by pixel ({k} was best on val)"
+        if k > 1
+        else f"the class of the most similar of {len(reference):,} training pictures, pixel by pixel"
+    )
     return Baseline.of("nearest neighbours", right, how)
 
 

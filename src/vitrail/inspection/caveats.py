@@ -72,6 +72,16 @@ def caveats(
     )
 
 
+def evenness(weights: Float[np.ndarray, "rows cols"], spread: float) -> str:
+    """The warning that a map says next to nothing; empty where it has a shape."""
+    if not spread >= _EVEN * weights.size > 1:
+        return ""
+    return (
+        f"This map is nearly even (like {spread:.1f} of {weights.size} patches looked at alike): "
+        "its colours show small differences, not a shape."
+    )
+
+
 def _of_rollout(setting: Setting) -> Iterator[str]:
     yield "Not why this class: the map is the same for every class."
     yield "Not importance: heads are averaged, values and MLPs left out; a large weight is no proof of a large effect."
@@ -101,11 +111,8 @@ def _of_this_map(
         yield f"The head reads {_READS[setting.reads]}; {query_name(setting.query)} was asked for instead."
     if prefix_share > 0.5:
         yield f"{100 * prefix_share:.0f} % of the weight stays on {setting.prefix}; the map shows how the rest is shared."
-    if spread >= _EVEN * weights.size > 1:
-        yield (
-            f"This map is nearly even (like {spread:.1f} of {weights.size} patches looked at alike): "
-            "its colours show small differences, not a shape."
-        )
+    if even := evenness(weights, spread):
+        yield even
     second, first = np.sort(weights, axis=None)[-2:] if weights.size > 1 else (1.0, 1.0)
     if first * weights.size >= _LONELY and first >= 2 * second and not setting.registers:
         row, col = np.unravel_index(int(weights.argmax()), weights.shape)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from vitrail.errors import UsageError, VitrailError
 from vitrail.images import Picture, picture_of
 from vitrail.inspection.attention import Gaze, Query, attending, attention, default_query, parse_query
-from vitrail.inspection.caveats import Setting, caveats, tells
+from vitrail.inspection.caveats import Setting, caveats, evenness, tells
 from vitrail.inspection.overlay import Box, patch_box
 from vitrail.inspection.rollout import rollout
 from vitrail.model.backbone import Backbone
@@ -81,6 +81,11 @@ class Explanation:
             Patch(row, col, float(self.map[row, col]), patch_box(self.box, self.map.shape, row, col))
             for row, col in places
         )
+
+    @property
+    def evenness(self) -> str:
+        """The one of the caveats that says that the map has no shape; empty where it has one."""
+        return evenness(self.map, self.spread)
 
     @property
     def spread(self) -> float:

@@ -44,11 +44,11 @@ def figure(
     top = _MARGIN + 66
     sheet = Image.new("RGB", (width, top + height + 22 + 20 + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    _write(draw, (_MARGIN, _MARGIN), title, width - 2 * _MARGIN, 21, _INK, bold=True)
+    write(draw, (_MARGIN, _MARGIN), title, width - 2 * _MARGIN, 21, _INK, bold=True)
     panels = {"picture": to_pillow(shown).convert("RGB"), "attention": to_pillow(overlay(shown, weights, seen))}
     for number, (name, panel) in enumerate(panels.items()):
         left = _MARGIN + number * (wide + _GAP)
-        _write(draw, (left, top - 26), name, wide + _GAP, 16, _SOFT)
+        write(draw, (left, top - 26), name, wide + _GAP, 16, _SOFT)
         draw.rectangle((left - 1, top - 1, left + wide, top + tall), outline=_EDGE)
         sheet.paste(panel, (left, top))
         if any(abs(side - edge) > 0.5 for side, edge in zip(seen, (0, 0, wide, tall), strict=True)):
@@ -56,9 +56,9 @@ def figure(
         if marked is not None:
             _outline(draw, patch_box(seen, weights.shape, *marked), (left, top))
     left = _MARGIN + 2 * (wide + _GAP)
-    _write(draw, (left, top - 26), "× even share", _BAR + _VALUES, 16, _SOFT)
+    write(draw, (left, top - 26), "× even share", _BAR + _VALUES, 16, _SOFT)
     _bar(sheet, draw, (left, top), height, float(weights.max()) * weights.size)
-    _write(draw, (_MARGIN, top + height + 20), caption, width - 2 * _MARGIN, 16, _SOFT)
+    write(draw, (_MARGIN, top + height + 20), caption, width - 2 * _MARGIN, 16, _SOFT)
     return from_pillow(sheet)
 
 
@@ -89,7 +89,7 @@ def _bar(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int],
     for value in _ticks(highest):
         level = top + round((1 - value / highest) * (height - 1)) if highest else top + height - 1
         draw.line((left + _BAR, level, left + _BAR + 5, level), _SOFT)
-        draw.text((left + _BAR + 10, level), f"{value:g}×", _INK, _font(15), anchor="lm")
+        draw.text((left + _BAR + 10, level), f"{value:g}×", _INK, typeface(15), anchor="lm")
 
 
 def _ticks(highest: float) -> list[float]:
@@ -101,11 +101,11 @@ def _ticks(highest: float) -> list[float]:
     return [round(float(step * count), 10) for count in range(int(highest / step + 1e-9) + 1)]
 
 
-def _write(
+def write(
     draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, room: int, size: int, ink: str, bold: bool = False
 ) -> None:
     """One line; what does not fit in `room` pixels ends in an ellipsis."""
-    font, text = _font(size, bold), " ".join(text[:1000].split())
+    font, text = typeface(size, bold), " ".join(text[:1000].split())
     if font.getlength(text) > room:
         while text and font.getlength(text + "…") > room:
             text = text[:-1]
@@ -114,7 +114,7 @@ def _write(
 
 
 @cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def typeface(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which Matplotlib brings: Latin, Greek, Cyrillic and many signs."""
     from matplotlib import get_data_path
 

@@ -105,6 +105,12 @@ class Backbone(nn.Module, ABC):
         """Logits."""
 
     @abstractmethod
+    def parts(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> tuple[Float[Tensor, "batch classes"], ...]:
+        """What each layer of the head says; `forward` combines them."""
+
+    @abstractmethod
     def at(self, image_size: tuple[int, int]) -> Backbone:
         """A copy for images of another (height, width)."""
 

@@ -126,7 +126,7 @@ class AttentionPool(Pool):
         return ProbePool(context, norm, self)
 
     def work(self, context: Context) -> Work:
-        tokens, dim = context.tokens, context.dim
+        tokens, dim = context.tokens - context.registers, context.dim
         return Work(2 * tokens * dim**2 + 2 * dim**2 + 2 * tokens * dim + 2 * dim * context.hidden)
 
 

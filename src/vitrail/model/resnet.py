@@ -93,6 +93,12 @@ class ResNet(Backbone):
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         return self.head(self._pooled(images))
 
+    def parts(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> tuple[Float[Tensor, "batch classes"], ...]:
+        """What each layer of the head says."""
+        return self.head.parts(self._pooled(images))
+
     def represent(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
         return self.head.represent(self._pooled(images))
 

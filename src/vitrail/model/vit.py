@@ -161,6 +161,12 @@ class ViT(Backbone):
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         return self.head(self.pool(self.encode(self.embed(images))))  # the pool owns the final norm, eq. 4
 
+    def parts(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> tuple[Float[Tensor, "batch classes"], ...]:
+        """What each layer of the head says: of DeiT's two, the class token's first."""
+        return self.head.parts(self.pool(self.encode(self.embed(images))))
+
     def features(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Tokens, ...]:
         """The encoded tokens after the final norm, as a one-level feature pyramid."""
         tokens = self.encode(self.embed(images))

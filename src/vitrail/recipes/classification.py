@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from vitrail.checkpoints.loading import read
@@ -123,13 +122,6 @@ def fine_tune(source: Source, weights: str, image_size: tuple[int, int] | None =
         weights=weights,
         why=(f"weights of {checkpoint.provenance.get('format', weights)}, new head, {size[0]}x{size[1]} px",),
     )
-
-
-RECIPES: dict[str, Callable[..., Run]] = {
-    "from-scratch": from_scratch,
-    "demo": demo,
-    "fashion-mnist": fashion_mnist,
-}
 
 
 def _small_model(source: Source, seen: Look, image_size: tuple[int, int] | None) -> tuple[BackboneConfig, str]:

@@ -27,8 +27,9 @@ from vitrail.evaluation.accuracy import Accuracy
 from vitrail.files import read_json
 from vitrail.model.backbone import Backbone, build
 from vitrail.model.families import FAMILIES
+from vitrail.model.low_rank import merged
 from vitrail.model.sizes import cost
-from vitrail.recipes.classification import RECIPES, fine_tune
+from vitrail.recipes.catalogue import RECIPES, TRANSFERS
 from vitrail.recipes.judge import Result, describe, judge, read_result
 from vitrail.recipes.room import shortage_explained
 from vitrail.recipes.run import Run
@@ -82,13 +83,20 @@ class Asked:
 def plan_run(data: str, asked: Asked = Asked()) -> tuple[Source, Run]:
     """The source and the complete run that a command means; nothing is written."""
     source = open_source(data)
-    if asked.weights is not None:
-        run = fine_tune(source, asked.weights, asked.image_size)
-    else:
-        name = asked.recipe or "from-scratch"
-        if name not in RECIPES:
-            raise UsageError("VT005", f"there is no recipe {name!r}", nearest(name, RECIPES))
-        run = RECIPES[name](source, asked.model, asked.image_size)
+    recipes = RECIPES if asked.weights is None else TRANSFERS
+    name = asked.recipe or next(iter(recipes))
+    if name in TRANSFERS and asked.weights is None:
+        raise UsageError(
+            "VT005", f"the recipe {name} starts from weights", "--weights RUN, or a file of any known format"
+        )
+    if name not in recipes and name in RECIPES:
+        raise UsageError(
+            "VT005", f"the recipe {name} starts from random weights", f"with --weights: {', '.join(TRANSFERS)}"
+        )
+    if name not in recipes:
+        raise UsageError("VT005", f"there is no recipe {name!r}", nearest(name, (*RECIPES, *TRANSFERS)))
+    start = asked.model if asked.weights is None else asked.weights
+    run = recipes[name](source, start, asked.image_size)
     run = run.changed(dict(asked.settings))
     if run.model.head.classes != len(source.classes):
         raise UsageError(
@@ -209,19 +217,24 @@ def trainer_of(
     """Everything that trains; nothing is written before its `fit`."""
     device = machine.torch_device
     model = initial_model(run, source).to(device)
-    objective = run.objective.build(model, run.preprocessing)
-    predictor = Classifier(checkpoint_of(run, source, model), device)
-    predictor.__dict__["module"] = model  # the very module that is trained, not a copy
+    run.tuning.prepare(model, run.training.seed)
+    objective = run.objective.build(model, run.preprocessing, source.classes)
+    run.thrift.prepare(model)
+    judged = objective.backbone  # the model that learns, or its average
+    predictor = Classifier(checkpoint_of(run, source, judged), device)
+    predictor.__dict__["module"] = judged  # the very module, not a copy
     evaluator = Accuracy("val", pictures["val"])
     total = run.training.steps(len(pictures["train"].dataset))
     parts = Parts(
         objective=objective,
         optimizers=run.optimizer.build(model),
         schedule=run.schedule,
-        batches=StepBatches(pictures["train"], run.augmentation.transforms, run.training.seed, run.training.batch_size),
+        batches=StepBatches(
+            pictures["train"], run.augmentation.transforms, run.training.seed, run.training.batch_size, run.sampling
+        ),
         evaluate=lambda: dict(evaluator.run(predictor)),
-        write_model=lambda place: write_files(checkpoint_of(run, source, model), place),
-        mixing=run.augmentation.mixup,
+        write_model=lambda place: write_files(checkpoint_of(run, source, judged), place),
+        mixing=run.augmentation.mixing,
         device=device,
         workers=machine.workers,
         max_bad_share=run.data.max_bad_share,
@@ -242,12 +255,12 @@ def _tell_skipped(pictures: Mapping[str, Pictures], progress: Progress, folder: 
 
 def checkpoint_of(run: Run, source: Source, model: Backbone) -> Checkpoint:
     provenance = {"recipe": run.recipe, "data": source.name, "data fingerprint": source.fingerprint}
-    return Checkpoint(run.model, model.state_dict(), run.preprocessing, source.classes, source.multi_label, provenance)
+    return Checkpoint(run.model, merged(model), run.preprocessing, source.classes, source.multi_label, provenance)
 
 
 def _config(run: Run, asked: Asked, machine: Machine) -> dict[str, Any]:
     """Every value, and where it comes from: the command line, or the recipe, whose reasons stand under "why"."""
-    typed = [*asked.settings, "data.source"]
+    typed = [*map(run.spelled, asked.settings), "data.source"]
     typed += ["model.image_size", "preprocessing.image_size"] if asked.image_size else []
     typed += ["model"] if asked.model else ["weights"] if asked.weights else []
     names = [name for name in configuration.keys(run.to_json()) if name != "why"]

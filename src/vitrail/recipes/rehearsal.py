@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -177,7 +177,9 @@ class Rehearsal:
             self.trainer = trainer_of(
                 self.probe, self.source, {**self.pictures, "val": val}, self.machine, folder, True, self.usage
             )
-        self.missing += 4 * (self.whole.parameters - self.tried.parameters)
+        # What the objective keeps: the model that learns, perhaps its average, perhaps a teacher.
+        self.kept = _bytes(self.trainer.parts.objective.state_dict().values())
+        self.missing += round(self.kept * (self.whole.parameters / self.tried.parameters - 1))
         self._add("preparing", self.prepared.seconds, self.prepared.peak)
 
     def _train(self) -> None:
@@ -202,8 +204,9 @@ class Rehearsal:
         parameters = self.whole.parameters / self.tried.parameters
         buffers = _buffers(self.trainer.parts.optimizers)
         state = 4 * self.tried.parameters + (buffers if self.probe is self.run else 0)  # the gradient and the buffers
-        # A saved state has the model twice, the buffers, and a sum and a number of each training image.
-        self.state_bytes = round((8 * self.tried.parameters + buffers) * parameters) + 12 * self.counts["train"]
+        # A saved state has the model, what the objective keeps, the buffers, and a sum and a number of each training image.
+        saved = 4 * self.tried.parameters + self.kept + buffers
+        self.state_bytes = round(saved * parameters) + 12 * self.counts["train"]
         more = self.whole.activation_bytes * in_memory(self.run) / (self.tried.activation_bytes * in_memory(self.probe))
         held = max(0, training.peak - self.prepared.after - state)
         grown = round((4 * self.tried.parameters + buffers) * (parameters - 1) + held * (more - 1))
@@ -219,9 +222,9 @@ class Rehearsal:
     def _begin(self) -> None:
         """A step of one image, for all that is loaded once; of what follows only the activations are multiplied."""
         probe, parts = self.trainer.settings, self.trainer.parts
-        transforms, batches = parts.batches.transforms, parts.batches
+        batches = parts.batches
         self.trainer.settings = replace(probe, batch_size=1)
-        parts.batches = StepBatches(batches.pictures, transforms, probe.seed, 1)
+        parts.batches = StepBatches(batches.pictures, batches.transforms, probe.seed, 1, batches.order.sampling)
         with measured(self.usage) as self.prepared:
             self.trainer.advance(parts.batches[0])
         self.trainer.settings, parts.batches, self.trainer.step = probe, batches, 0
@@ -272,7 +275,10 @@ class Rehearsal:
             pixels(_first(test, queries[1]))
         with measured(self.usage) as searching:
             baseline = nearest_pixels(_first(train, references), _first(val, queries[0]), _first(test, queries[1]))
-        self.neighbours = replace(baseline, how=f"{baseline.how}; {queries[1]} of {self.test_count} test images")
+        if references < self.counts["train"] or queries[1] < self.test_count:
+            sample = f"rough, from {queries[1]:,} of {self.test_count:,} test pictures: "
+            baseline = replace(baseline, how=sample + baseline.how)
+        self.neighbours = baseline
         image = flattening.seconds / queries[1]
         search = max(0.0, searching.seconds - image * (references + sum(queries)))
         asked = len(self.source.split("val")) + self.test_count
@@ -351,10 +357,9 @@ def _first(pictures: Pictures, count: int) -> Pictures:
 
 def _buffers(optimizers: list[torch.optim.Optimizer]) -> int:
     """Bytes of momentum and the like."""
-    return sum(
-        value.numel() * value.element_size()
-        for optimizer in optimizers
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, torch.Tensor)
-    )
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return _bytes(value for state in states for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

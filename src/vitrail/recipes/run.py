@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vitrail import configuration
-from vitrail.data.transforms import TRANSFORMS, Mixup, Transform
+from vitrail.data.mixing import CutMix, EitherMixing, Mixing, Mixup
+from vitrail.data.order import SAMPLINGS, Sampling, Shuffled
+from vitrail.data.transforms import TRANSFORMS, Flip, RandAugment, RandomResizedCrop, Transform
 from vitrail.errors import UsageError
 from vitrail.model.backbone import BackboneConfig
 from vitrail.model.families import AXES as MODEL_AXES
 from vitrail.model.families import typed
+from vitrail.objectives.averaging import Averaged
+from vitrail.objectives.distillation import Distillation
+from vitrail.objectives.objective import Objective
+from vitrail.objectives.sharpness import SharpnessAware
 from vitrail.objectives.supervised import Supervised
 from vitrail.preprocessing import Preprocessing
 from vitrail.training.loop import Training
-from vitrail.training.optimizer import OPTIMIZERS, Muon, Optimizer
+from vitrail.training.optimizer import OPTIMIZERS, LayerDecay, Muon, Optimizer
 from vitrail.training.schedule import SCHEDULES, Cosine, Schedule
+from vitrail.training.thrift import Thrift
+from vitrail.training.tuning import TUNINGS, Everything, Tuning
 
-AXES: configuration.Axes = {**MODEL_AXES, Transform: TRANSFORMS, Optimizer: OPTIMIZERS, Schedule: SCHEDULES}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "supervised": Supervised, "distillation": Distillation, "averaged": Averaged, "sharpness-aware": SharpnessAware
+}  # fmt: skip
+AXES: configuration.Axes = {
+    **MODEL_AXES, Transform: TRANSFORMS, Sampling: SAMPLINGS, Objective: OBJECTIVES, Optimizer: OPTIMIZERS,
+    Schedule: SCHEDULES, Tuning: TUNINGS,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,16 +55,35 @@ class Data:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to training images, in order, and how whole batches are mixed."""
+    """What happens to training images, in order, and how whole batches are mixed: at each step in one of two ways."""
 
     transforms: tuple[Transform, ...] = ()
     mixup: Mixup | None = None
+    cutmix: CutMix | None = None
 
     def __post_init__(self) -> None:
         if any(transform.resizes for transform in self.transforms[1:]):
             raise UsageError(
                 "VT003", "a transform that resizes must come first", "random-resized-crop before the others"
             )
+
+    @property
+    def mixing(self) -> Mixing | None:
+        if self.mixup and self.cutmix:
+            return EitherMixing(self.mixup, self.cutmix)
+        return self.mixup or self.cutmix
+
+
+def _augreg(layers: int, magnitude: float, mixup: float) -> Augmentation:
+    random = (RandAugment(layers, magnitude),) if layers else ()
+    return Augmentation((RandomResizedCrop(min_area=0.05), Flip(), *random), Mixup(mixup) if mixup else None)
+
+
+AUGREG: dict[str, Augmentation] = {
+    "none": _augreg(0, 0, 0), "light1": _augreg(2, 0, 0), "light2": _augreg(2, 10, 0.2), "medium1": _augreg(2, 15, 0.2),
+    "medium2": _augreg(2, 15, 0.5), "strong1": _augreg(2, 20, 0.5), "strong2": _augreg(2, 20, 0.8),
+}  # fmt: skip
+"""The levels of "How to train your ViT?" (arXiv 2106.10270): `--set augmentation=medium2`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +92,9 @@ class Run:
 
     Attributes:
         recipe: the name of the function that made it.
+        sampling: which images an epoch holds.
+        tuning: what of the model learns.
+        thrift: what makes a step cheaper.
         weights: the checkpoint that training starts from; None for random weights.
         why: reasons of the automatic choices, for people.
     """
@@ -68,10 +104,13 @@ class Run:
     model: BackboneConfig
     preprocessing: Preprocessing
     augmentation: Augmentation = Augmentation()
-    objective: Supervised = Supervised()
+    objective: Objective = Supervised()
     optimizer: Optimizer = Muon()
     schedule: Schedule = Cosine()
     training: Training = Training()
+    sampling: Sampling = Shuffled()
+    tuning: Tuning = Everything()
+    thrift: Thrift = Thrift()
     weights: str | None = None
     why: tuple[str, ...] = field(default=(), compare=False)
 
@@ -89,6 +128,10 @@ class Run:
                 "(of a ResNet, model.channels)",
             )  # fmt: skip
 
+        if self.thrift.recompute and any(isinstance(part, SharpnessAware) for part in _nested(self.objective)):
+            # The weights are back in their place when the gradient is computed.
+            raise UsageError("VT003", "objective sharpness-aware and thrift.recompute together", "one of them")
+
     def to_json(self) -> dict[str, Any]:
         return configuration.encode(self, AXES)
 
@@ -99,9 +142,31 @@ class Run:
         Raises:
             UsageError: VT003, a key that is not known any more, a wrong type or an impossible value.
         """
-        model = data.get("model")
-        return configuration.decode(cls, {**data, **({"model": typed(model)} if isinstance(model, dict) else {})}, AXES)
+        model, objective = data.get("model"), data.get("objective")
+        named = {"model": typed(model)} if isinstance(model, dict) else {}
+        if isinstance(objective, dict):  # there was one of a kind once, without a type
+            named["objective"] = {"type": "supervised", **objective}
+        return configuration.decode(cls, {**data, **named}, AXES)
 
     def changed(self, assignments: dict[str, str]) -> Run:
-        """With `--set` keys replaced."""
-        return configuration.changed(self, assignments, AXES)
+        """With `--set` keys replaced, `augmentation` also by a level of AugReg."""
+        if (level := assignments.get("augmentation")) in AUGREG:
+            rest = {name: text for name, text in assignments.items() if name != "augmentation"}
+            return replace(self, augmentation=AUGREG[str(level)]).changed(rest)
+        if assignments.get("optimizer") in OPTIMIZERS and len(assignments) > 1:  # it decides what the other keys mean
+            rest = {name: text for name, text in assignments.items() if name != "optimizer"}
+            return self.changed({"optimizer": assignments["optimizer"]}).changed(rest)
+        return configuration.changed(self, {self.spelled(name): text for name, text in assignments.items()}, AXES)
+
+    def spelled(self, name: str) -> str:
+        """The full key of what a user names: `optimizer.lr` is the rate of the innermost optimizer, whatever wraps it."""
+        inner, key = self.optimizer, name
+        while name == "optimizer.lr" and isinstance(inner, LayerDecay):
+            inner, key = inner.optimizer, f"optimizer.{key}"
+        return key
+
+
+def _nested(objective: Objective) -> list[Objective]:
+    """An objective, the one that it wraps, and so on."""
+    inner = getattr(objective, "objective", None)
+    return [objective, *(_nested(inner) if isinstance(inner, Objective) else ())]

@@ -1,7 +1,8 @@
-"""Which pictures the report shows: the surest mistakes, the most confused pairs, suspected labels, problems of the data."""
+"""Which pictures the report shows: the worst mistakes, the most confused pairs, suspected labels, problems of the data."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ from vitrail.inspection.rollout import rollout_maps
 from vitrail.model.backbone import Backbone
 from vitrail.report.gallery import Tile, webp
 
-WORST, PAIRS, OF_A_PAIR, SUSPECTS = 12, 3, 6, 24
+WORST, PAIRS, OF_A_PAIR, SUSPECTS, OF_A_CLASS = 12, 3, 6, 24, 3
 GROUPS, OF_A_GROUP = 4, 4  # of a problem of the data
 SMALL = 64  # pictures up to this side are shown pixel by pixel
 
@@ -40,14 +41,26 @@ def gallery(
     worst = [
         _mistake("worst", predictions, int(index)) for index in np.argsort(-predictions.loss, kind="stable")[:WORST]
     ]
+    told = {tile.id for tile in worst}  # what was not shown yet comes first
     confused = [
         _mistake("pair", predictions, predictions.files.index(name))
         for pair in ([] if _several(shown) else pairs(predictions, PAIRS))
-        for name in pair.files[:OF_A_PAIR]
+        for name in sorted(pair.files, key=told.__contains__)[:OF_A_PAIR]
     ]
-    doubtful = [Tile("suspect", s.id, s.split, s.label, s.suggested) for s in suspects[:SUSPECTS]]
+    doubtful = [Tile("suspect", s.id, s.split, s.label, s.suggested) for s in of_every_class(suspects)]
     wanted = [*worst, *confused, *doubtful, *_of_problems(problems)]
     return _with_overlays(shown, list(_with_pictures(shown.pictures, wanted)))
+
+
+def of_every_class(suspects: Sequence[Suspect]) -> list[Suspect]:
+    """The most doubtful few of each class: one class that is hard to learn would fill the page."""
+    taken: Counter[str] = Counter()
+    chosen = []
+    for suspect in suspects:
+        taken[suspect.label] += 1
+        if taken[suspect.label] <= OF_A_CLASS:
+            chosen.append(suspect)
+    return chosen[:SUSPECTS]
 
 
 def _several(shown: Shown) -> bool:
@@ -92,7 +105,7 @@ def _with_pictures(pictures: Mapping[str, Pictures], tiles: Sequence[Tile]) -> I
 
 
 def _with_overlays(shown: Shown, tiles: list[Tile]) -> list[Tile]:
-    """Where the model looks, on the surest mistakes; a model that has no attention is shown without."""
+    """Where the model looks, on the worst mistakes; a model that has no attention is shown without."""
     test = shown.pictures["test"]
     places = {name: index for index, name in enumerate(test.dataset.ids)}
     chosen = [number for number, tile in enumerate(tiles) if tile.kind == "worst" and tile.picture]

@@ -75,7 +75,7 @@ def line_chart(
     y_ticks, (low, high) = ticks(min(0.0, *ys) if from_zero else min(ys), max(ys))
     lines = tuple(
         Line(line.name, _path(line, left, right, low, high), f"line-{number % 4}{' dashed' if line.dashed else ''}",
-             number_text(line.y[-1], percent))
+             number_text(0.0 if abs(line.y[-1]) < 1e-4 * max(map(abs, ys)) else line.y[-1], percent))
         for number, line in enumerate(drawn)
     )  # fmt: skip
     rows = tuple(
@@ -120,7 +120,7 @@ def number_text(value: float, percent: bool = False) -> str:
         return f"{100 * value:.4g} %"
     if value == round(value) and abs(value) < 1e6:
         return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def shades(counts: NDArray[np.int64]) -> list[list[float]]:

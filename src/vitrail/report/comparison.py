@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from vitrail.evaluation.significance import (
     resamples_for,
 )  # fmt: skip
 from vitrail.report.story import Story, read_story
+from vitrail.report.typed import anywhere, source_of
 from vitrail.statistics import p_text, wilson_interval
 
 Facts = dict[str, Any]
@@ -48,7 +50,7 @@ def comparison(a: Path, b: Path, split: str = "test") -> Facts:
     }
     pairing = paired(predictions["a"], predictions["b"], learned["a"] | learned["b"])
     if not len(pairing):
-        raise _nothing(pairing, a, b, split)
+        raise _nothing(pairing, stories["a"], stories["b"], split)
     table = pairing.fourfold
     found: Facts = {
         side: _side(story, hits, len(pairing), split)
@@ -102,11 +104,12 @@ def _trained_on(folder: Path) -> set[str]:
         raise VitrailError("VT063", f"{path} is not readable: {error}", "a file that Vitrail wrote") from error
 
 
-def _nothing(pairing: Pairing, a: Path, b: Path, split: str) -> DataError:
+def _nothing(pairing: Pairing, one: Story, other: Story, split: str) -> DataError:
+    a, b = one.folder, other.folder
     why = [
         text
         for count, text in (
-            (pairing.only_a, f"{pairing.only_a:,} images only {a} has"),
+            (pairing.only_a, f"{pairing.only_a:,} pictures only {a} has"),
             (pairing.only_b, f"{pairing.only_b:,} only {b} has"),
             (pairing.other_label, f"{pairing.other_label:,} have another label in the other run"),
             (pairing.left_out, f"{pairing.left_out:,} one of the runs was trained on"),
@@ -114,10 +117,19 @@ def _nothing(pairing: Pairing, a: Path, b: Path, split: str) -> DataError:
         if count
     ]
     return DataError(
-        "VT028", f"no image of the split {split!r} can be compared: {'; '.join(why) or 'there is none'}",
-        "two runs that were evaluated on the same images",
-        f"vitrail eval RUN --data FOLDER on both, then --split FOLDER-{split}",
+        "VT028", f"no picture of the split {split!r} can be compared: {'; '.join(why) or 'there is none'}",
+        "two runs that were evaluated on the same pictures, none of which they were trained on", _way(one, other, split),
     )  # fmt: skip
+
+
+def _way(a: Story, b: Story, split: str) -> str:
+    """Commands that evaluate both runs on the data of the first and compare them there."""
+    if split not in ("train", "val", "test"):
+        return "another --split"
+    source = source_of(a)
+    typed = [shlex.join(["vitrail", "eval", str(story.folder), "--data", source, "--split", split]) for story in (a, b)]
+    last = ["vitrail", "compare", str(a.folder), str(b.folder), "--split", f"{Path(source).stem}-{split}"]
+    return " && ".join(anywhere(a, command) for command in (*typed, shlex.join(last)))
 
 
 def _side(story: Story, hits: int, matched: int, split: str) -> Facts:
@@ -195,14 +207,14 @@ def _data(a: Story, b: Story) -> list[Facts]:
     for one, other in ((a, b), (b, a)):
         counts = one.data.get("counts", {})
         facts: Facts = {key: one.data.get(key) for key in ("source", "fingerprint")}
-        facts |= {f"{split} images": sum(_numbers(part).values()) for split, part in counts.items()}
+        facts |= {f"{split} pictures": sum(_numbers(part).values()) for split, part in counts.items()}
         told.append(facts | {"classes": [name for name in one.classes if name not in set(other.classes)]})
     return [{"key": key, "a": _plain(old), "b": _plain(new)} for key, old, new in differences(told[0], told[1])]
 
 
 _COST = {  # key in the folder: name, unit
-    "parameters": ("parameters", ""), "flops_per_image": ("FLOPs per image", ""), "seconds": ("training time", "s"),
-    "images_per_second": ("training speed", "images/s"), "peak_memory_bytes": ("peak memory", "bytes"),
+    "parameters": ("parameters", ""), "flops_per_image": ("FLOPs per picture", ""), "seconds": ("training time", "s"),
+    "images_per_second": ("training speed", "pictures/s"), "peak_memory_bytes": ("peak memory", "bytes"),
 }  # fmt: skip
 
 
@@ -242,7 +254,11 @@ def _verdict(found: Mapping[str, Any], table: Fourfold) -> Facts:
     points = f"{100 * abs(table.difference):.1f} points"
     sure = f"95 % CI {100 * low:.1f} to {100 * high:.1f}; McNemar p {p_text(table.p)}, n = {total:,}"
     if found["top1"]["same_answers"] == total:
-        return {"word": "same predictions", "better": None, "sentence": f"the same predictions on all {total:,} images"}
+        return {
+            "word": "same predictions",
+            "better": None,
+            "sentence": f"the same predictions on all {total:,} pictures",
+        }
     if table.p < LEVEL:
         return {"word": "better", "better": ahead, "sentence": f"{ahead} is better by {points} ({sure})"}
     lead = f"{ahead} is {points} ahead" if table.difference else "both are right equally often"
@@ -257,14 +273,16 @@ def _notes(found: Mapping[str, Any], stories: Mapping[str, Story]) -> list[str]:
     """What a reader must know before believing the verdict."""
     notes, matched, better = [], found["matched"], found["verdict"]["better"]
     if matched["trained_on"]:
-        notes.append(f"{matched['trained_on']:,} images are left out because one of the runs was trained on them.")
+        notes.append(f"{matched['trained_on']:,} pictures are left out because one of the runs was trained on them.")
     if matched["other_label"]:
-        notes.append(f"{matched['other_label']:,} images are left out because their labels differ.")
+        notes.append(f"{matched['other_label']:,} pictures are left out because their labels differ.")
     changed = {row["key"] for row in found["data"]}
     if "source" in changed:
-        notes.append("The runs have different sources: images of the same name and label are taken for the same image.")
+        notes.append(
+            "The runs have different sources: pictures of the same name and label are taken for the same picture."
+        )
     elif "fingerprint" in changed:
-        notes.append("The pictures have changed between the runs: what has the same name may not be the same image.")
+        notes.append("The pictures have changed between the runs: what has the same name may not be the same picture.")
     for side, story in stories.items():
         if story.state != "done":
             notes.append(f"{side.upper()} is not finished ({story.state}).")

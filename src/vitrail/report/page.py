@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -17,12 +18,22 @@ from vitrail.statistics import p_text, share
 def _environment() -> Any:
     import jinja2
 
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # a class may be called <script>
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
+    environment.filters["kept"] = lambda text: re.sub(r"(\d) (%|points?\b)", "\\1\u00a0\\2", text)  # on one line
+    return environment
+
+
+def _breakable(name: str) -> Any:
+    """A file name as markup that breaks after its signs, not within "png"."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.findall(r"[^/_-]*[/_-]?", name) if part)
 
 
 def render(template: str, facts: Mapping[str, Any]) -> str:
@@ -74,7 +85,7 @@ def compare_page(found: Mapping[str, Any]) -> str:
     facts = {
         "title": f"{found['a']['name']} and {found['b']['name']}",
         "left_out": [
-            f"{matched[key]:,} images are not compared: {text}." for key, text in lost.items() if matched[key]
+            f"{matched[key]:,} pictures are not compared: {text}." for key, text in lost.items() if matched[key]
         ],
         "beyond": sum(row["significant"] for row in found["classes"]),
         "class_rows": [_class_row(row) for row in found["classes"]],
@@ -87,11 +98,11 @@ def compare_page(found: Mapping[str, Any]) -> str:
             for anchor, name in (("configuration", "Configuration"), ("data", "Data"))
         ],
         "cost_rows": [_cost_row(row) for row in found["cost"]],
-        "chart": line_chart("Top-1 of the validation images", "epoch", "top-1", curves, percent=True),
+        "chart": line_chart("Top-1 of the validation pictures", "epoch", "top-1", curves, percent=True),
     }
     shown = {"notes": facts["left_out"] or found["notes"], "classes": found["classes"], "cost": found["cost"],
              "course": facts["chart"]}  # fmt: skip
-    names = {"notes": "Notes", "right": "Who is right", "classes": "Classes", "changed": "Changed images",
+    names = {"notes": "Notes", "right": "Who is right", "classes": "Classes", "changed": "Changed pictures",
              "configuration": "Configuration", "data": "Data", "cost": "Cost", "course": "Learning"}  # fmt: skip
     sections = [(anchor, name) for anchor, name in names.items() if shown.get(anchor, True)]
     return render("compare.html", {**found, **facts, "sections": sections})

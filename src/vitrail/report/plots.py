@@ -12,11 +12,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from vitrail.evaluation.calibration import calibration
 from vitrail.evaluation.confusion import matrix
 from vitrail.files import explained, write_bytes
 from vitrail.report.charts import Series, shades, thinned
 from vitrail.report.story import Story, read_story
+from vitrail.report.trust import FEW_ANSWERS, calibrated
 
 CELLS = 40  # a larger confusion table is no picture any more; the page shows its most confused part
 BLUE, ORANGE = "#1f56c3", "#b3541e"
@@ -101,14 +101,14 @@ def _confusion(story: Story) -> Any:
 
 
 def _reliability(story: Story) -> Any:
-    predictions = story.predictions
-    found = None if predictions is None or story.multi_label else calibration(predictions.probability, predictions.hit)
+    found = calibrated(story)
     if found is None:
         return None
     figure, axis = _figure(4.2, 4.2)
-    said, right = [b.confidence for b in found.bins], [b.accuracy for b in found.bins]
-    spread = [[r - b.interval[0] for r, b in zip(right, found.bins, strict=True)],
-              [b.interval[1] - r for r, b in zip(right, found.bins, strict=True)]]  # fmt: skip
+    bins = [part for part in found.bins if part.count >= FEW_ANSWERS] or list(found.bins)
+    said, right = [b.confidence for b in bins], [b.accuracy for b in bins]
+    spread = [[r - b.interval[0] for r, b in zip(right, bins, strict=True)],
+              [b.interval[1] - r for r, b in zip(right, bins, strict=True)]]  # fmt: skip
     axis.plot([0, 1], [0, 1], "--", color="grey", label="if every probability were true")
     axis.errorbar(said, right, spread, fmt="o-", color=BLUE, capsize=3, label="right answers, 95 % CI")
     axis.set(xlabel="stated probability", ylabel="share right", xlim=(0, 1), ylim=(0, 1))

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from vitrail import configuration
-from vitrail.evaluation.calibration import calibration
 from vitrail.evaluation.confusion import ClassScore, matrix
 from vitrail.report.charts import LineChart, Series, line_chart, shades, thinned
-from vitrail.report.findings import advice_and_command, findings, next_steps, without_leaks
+from vitrail.report.colophon import cost_facts, made_facts
+from vitrail.report.findings import BASELINES, advice_and_command, findings, suspects_line, use_steps
 from vitrail.report.gallery import Tile
 from vitrail.report.story import Story
+from vitrail.report.trust import (
+    FEW_ANSWERS,
+    calibrated,
+    calibration_verdict,
+    interval_words,
+    origin_words,
+    reservations,
+    without_leaks,
+)
+from vitrail.report.typed import anywhere
 from vitrail.statistics import share
 
 MANY = 30  # classes shown at once
 HEAT = 20  # classes of the confusion table
-PAIRS = 3
+PAIRS, TODO = 3, 3
 SUSPECT_ROWS = 500
+LISTED = 100  # groups that a problem of the data lists at most
 
 SECTIONS = {
     "findings": "Findings", "result": "Result", "confusion": "Confusion", "classes": "Classes", "mistakes": "Mistakes",
-    "labels": "Labels", "data": "Data", "course": "Learning", "calibration": "Calibration", "cost": "Cost", "next": "Next steps",
-    "made": "How it was made", "missing": "Missing",
+    "labels": "Labels", "data": "Data", "course": "Learning", "calibration": "Calibration", "cost": "Cost",
+    "use": "Use the model", "made": "How it was made", "missing": "Missing", "words": "Words",
 }  # fmt: skip
 
 Facts = dict[str, Any]
@@ -36,8 +46,8 @@ def facts_of(story: Story) -> Facts:
     missing = list(story.missing)
     makers: dict[str, Callable[[Story], Facts]] = {
         "the findings": _findings, "the result": _result, "the confusion": _confusion, "the classes": _classes,
-        "the pictures": _pictures, "the data": _data, "the course": _course, "the calibration": _calibration, "the cost": _cost,
-        "how it was made": _made,
+        "the pictures": _pictures, "the data": _data, "the course": _course, "the calibration": _calibration,
+        "the cost": cost_facts, "how it was made": made_facts,
     }  # fmt: skip
     for name, make in makers.items():
         try:
@@ -75,33 +85,53 @@ def interval_row(
 
 
 def _findings(story: Story) -> Facts:
-    found = findings(story)
-    return {"findings": found, "todo": [f for f in found if f.severity != "good"], "steps": next_steps(story)}
+    found = [replace(finding, command=anywhere(story, finding.command)) for finding in findings(story)]
+    steps = [(what, anywhere(story, command)) for what, command in use_steps(story)]
+    chosen = [finding for finding in found if finding.severity != "good" and finding.action][:TODO]
+    commands = [finding.command for finding in chosen]
+    todo = [(finding, finding.command in commands[:place]) for place, finding in enumerate(chosen)]
+    return {"findings": found, "todo": todo, "steps": steps}
 
 
 def _result(story: Story) -> Facts:
     summary = story.summary
     if not summary:
         return {}
+    clean = without_leaks(story)
     rows = [interval_row("this model", summary["top1"], summary["top1_interval"])]
-    rows += [interval_row(b["name"], b["top1"], b["interval"], quiet=True) for b in summary["baselines"]]
-    figures = [("top-1", share(summary["top1"], summary["top1_interval"]))]
-    figures += [("top-5", share(summary["top5"]))] if "top5" in summary else []
+    figures = [("right (top-1)", share(summary["top1"], summary["top1_interval"]))]
+    if clean:
+        name = f"this model, without the {clean.leaked:,} test pictures that are in train or val too"
+        rows.append(interval_row(name, clean.top1, clean.interval, f"n = {clean.n:,}"))
+        figures.append((name.replace("this model", "right"), share(clean.top1, clean.interval)))
+    rows += [
+        interval_row(BASELINES.get(b["name"], b["name"]), b["top1"], b["interval"], quiet=True)
+        for b in summary["baselines"]
+    ]
+    figures += [("among the five most probable (top-5)", share(summary["top5"]))] if "top5" in summary else []
     figures += [("all labels right", share(summary["exact"]))] if summary.get("exact") is not None else []
     figures += [("loss (cross-entropy)", f"{summary['loss']:.4f}")] if summary.get("loss") is not None else []
     if train := summary.get("train"):
-        figures.append((f"top-1 on {train['n']:,} training images, not augmented", share(train["top1"])))
-    if leaks := without_leaks(story):
-        figures.append((f"top-1 without {leaks[1]} test images that are in train or val too", share(leaks[0])))
-    return {"summary": summary, "best": story.best_baseline, "result_rows": rows, "figures": figures}
+        figures.append((f"right on {train['n']:,} training pictures, not augmented", share(train["top1"])))
+    total, best = sum(story.data.get("counts", {}).get("test", {}).values()), story.best_baseline
+    unread = f"{total - summary['n']:,} of the {total:,} test pictures cannot be read and are left out."
+    return {
+        "summary": summary, "best": best and {**best, "words": BASELINES.get(best["name"], best["name"])},
+        "result_rows": rows, "figures": figures, "reservations": list(reservations(story)),
+        "split_words": origin_words(str(summary["split"])),
+        "unread": unread if not story.multi_label and total > summary["n"] else "",
+        "baseline_rows": [(BASELINES.get(b["name"], b["name"]), b["how"]) for b in summary["baselines"]],
+        "headline": clean.top1 if clean else summary["top1"], "headline_n": clean.n if clean else summary["n"],
+        "interval": interval_words(clean.interval if clean else summary["top1_interval"]),
+    }  # fmt: skip
 
 
 def _confusion(story: Story) -> Facts:
     predictions, found = story.predictions, story.pairs
     mistakes = 0 if predictions is None else int((~predictions.hit).sum())
-    reason = "" if predictions is not None else "Not known yet: there is no result on test images."
+    reason = "" if predictions is not None else "Not known yet: there is no result on test pictures."
     if story.multi_label:
-        reason = "Images may have several labels here, so that one is not taken for another; see the classes."
+        reason = "Pictures may have several labels here, so that one is not taken for another; see the classes."
     facts: Facts = {"pairs": found, "mistakes": mistakes, "no_pairs": reason}
     if predictions is None or not found:
         return facts
@@ -125,7 +155,7 @@ def _confusion(story: Story) -> Facts:
 def _classes(story: Story) -> Facts:
     scores = sorted(story.scores, key=lambda score: (score.recall is None, score.recall or 0.0))
     rows = [interval_row(s.name, s.recall, s.recall_interval, f"n = {s.count:,}") for s in scores]
-    caption = "Share of each class's test images that are found, with 95 % intervals; the weakest first"
+    caption = "How many of each class's test pictures are recognised, with 95 % intervals; the weakest first"
     return {"class_rows": rows, "score_rows": [_score_row(s) for s in scores], "class_caption": caption, "many": MANY}
 
 
@@ -149,6 +179,7 @@ def _pictures(story: Story) -> Facts:
         "worst": worst, "overlays": any(tile.overlay for tile in worst),
         "blind": not story.attends,
         "suspects": suspects, "suspect_tiles": story.tiles("suspect"), "suspect_rows": rows,
+        "suspects_line": suspects_line(story) if suspects else "",
     }  # fmt: skip
 
 
@@ -157,14 +188,19 @@ def _data(story: Story) -> Facts:
     splits = list(counts)
     rows = [(name, *(counts[split].get(name, 0) for split in splits)) for name in story.classes]
     totals = ", ".join(f"{split} {sum(counts[split].values()):,}" for split in splits)
-    origin = "; ".join(f"{split}: {text}" for split, text in story.data.get("origin", {}).items())
+    told = {split: text for split, text in story.data.get("origin", {}).items() if text != "given"}
+    origin = "; ".join(f"{split}: {text}" for split, text in told.items()) or "As the data divide themselves"
     examination = story.data.get("examination")
     nothing = "The data check found nothing wrong." if examination else "This run was made without a data check."
     sizes = [(word, " x ".join(map(str, pair))) for word, pair in _pairs(examination or {})]
     line = f"{story.data.get('source', '')}: {totals}. {origin}"
     return {
         "counts_rows": rows, "counts_columns": ("class", *splits), "data_line": line,
-        "problems": [problem_facts(problem, story.gallery) for problem in story.problems], "no_problems": nothing, "sizes": sizes,
+        "problems": [
+            {**facts, "command": anywhere(story, facts["command"]) if facts["severity"] == "note" else ""}
+            for facts in (problem_facts(problem, story.gallery) for problem in story.problems)
+        ],
+        "no_problems": nothing, "sizes": sizes,
     }  # fmt: skip
 
 
@@ -196,6 +232,14 @@ def data_facts(facts: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> Fac
     }  # fmt: skip
 
 
+SHOWS = {  # what the tiles of a problem are, where that does not go without saying
+    "missing-class": "Pictures of what is missing, from the other splits:",
+    "few-images": "Training pictures of these classes:", "imbalance": "Training pictures of the small classes:",
+    "leak": "Each picture beside its copies in another split:", "label-conflict": "Each picture beside its copies:",
+    "exact-duplicates": "Each picture beside its copies:", "near-duplicates": "Each picture beside its copies:",
+}  # fmt: skip
+
+
 def _pairs(examination: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(word, pair) for word, pair in examination.get("sizes", {}).items() if word != "shorter_side"]
 
@@ -212,7 +256,14 @@ def problem_facts(problem: Mapping[str, Any], tiles: Sequence[Tile]) -> Facts:
         for member in group
     ]
     advice, command = advice_and_command(problem["fix"])
-    return {**problem, "advice": advice, "command": command, "rows": rows, "members": list(groups.values())}
+    whole = len(problem["groups"]) < LISTED
+    listing = "List" if whole else f"List of the first {LISTED} of {problem.get('count', 'more'):,}" if len(rows) == LISTED else (
+        f"List of the first {LISTED} groups")  # fmt: skip
+    members = list(groups.values())
+    if members and all(len(group) == 1 for group in members):
+        members = [[tile for group in members for tile in group]]  # side by side
+    return {**problem, "advice": advice, "command": command, "rows": rows, "members": members, "listing": listing,
+            "shows": SHOWS.get(problem["kind"], "")}  # fmt: skip
 
 
 def _course(story: Story) -> Facts:
@@ -224,30 +275,32 @@ def _course(story: Story) -> Facts:
         return thinned(line, 40) if dashed else line  # single batches are noise
 
     charts = [
-        line_chart("Top-1", "epoch", "top-1", [series(evaluations, "val/top1", "validation images"),
+        line_chart("Share right (top-1)", "epoch", "share right", [series(evaluations, "val/top1", "validation pictures"),
                    series(steps, "train/top1", "training batches, augmented, means", True)], percent=True),
-        line_chart("Loss", "epoch", "loss", [series(evaluations, "val/loss", "validation images"),
+        line_chart("Loss", "epoch", "loss", [series(evaluations, "val/loss", "validation pictures"),
                    series(steps, "train/loss", "training batches, augmented, means", True)]),
         line_chart("Learning rate", "epoch", "learning rate", [series(steps, "lr", "learning rate")]),
-        line_chart("Speed", "epoch", "images per second",
-                   [series(steps, "images_per_second", "images per second")], from_zero=True),
+        line_chart("Speed", "epoch", "pictures per second",
+                   [series(steps, "images_per_second", "pictures per second")], from_zero=True),
     ]  # fmt: skip
     return {"charts": [chart for chart in charts if chart is not None]}
 
 
 def _calibration(story: Story) -> Facts:
-    predictions = story.predictions
-    found = None if predictions is None or story.multi_label else calibration(predictions.probability, predictions.hit)
+    predictions, found = story.predictions, calibrated(story)
     if found is None or predictions is None:
         return {}
     low, high = (100 * bound for bound in found.gap_interval)
+    drawn = [part for part in found.bins if part.count >= FEW_ANSWERS] or list(found.bins)
     line = (
         f"On average the model says {share(float(predictions.probability.mean()))} "
         f"and is right in {share(float(predictions.hit.mean()))}: "
-        f"it is {'too sure' if found.gap > 0 else 'not sure enough'} by {abs(100 * found.gap):.1f} points "
-        f"(95 % CI of the difference {low:+.1f} to {high:+.1f}). Expected calibration error, ten bins: {found.error:.3f}."
+        f"its probabilities are {calibration_verdict(found)[1]} "
+        f"(95 % CI of the difference {low:+.1f} to {high:+.1f} points). Expected calibration error, ten bins: {found.error:.3f}."
     )
-    said, right = [b.confidence for b in found.bins], [b.accuracy for b in found.bins]
+    if missing := len(found.bins) - len(drawn):
+        line += f" {missing} of the {len(found.bins)} bins have fewer than {FEW_ANSWERS} answers and stand in the table alone."
+    said, right = [b.confidence for b in drawn], [b.accuracy for b in drawn]
     lines = [Series("right answers", said, right), Series("if every probability were true", [0, 1], [0, 1], True)]
     chart = line_chart("Share of right answers by stated probability", "stated probability", "share right", lines)
     assert chart is not None
@@ -258,71 +311,3 @@ def _calibration(story: Story) -> Facts:
     facts = {**chart.__dict__, "columns": ("probability", "mean stated", "right"), "rows": rows}
     facts["lines"] = tuple(type(line)(line.name, line.path, line.style, "") for line in chart.lines)
     return {"reliability": LineChart(**facts), "reliability_line": line}
-
-
-def _cost(story: Story) -> Facts:
-    rows: list[tuple[str, str]] = []
-    cost, last = story.config.get("cost", {}), story.steps[-1] if story.steps else {}
-    if "image_size" in story.run.get("model", {}):
-        height, width = story.run["model"]["image_size"]
-        rows.append(("model", f"{story.model}; {height}x{width} px"))
-    if cost:
-        rows += [("parameters", f"{cost['parameters']:,}"),
-                 ("FLOPs per image, forward", f"{cost['flops_per_image'] / 1e6:,.1f} million"),
-                 ("tokens per image", f"{cost['tokens']:,}")]  # fmt: skip
-    if "seconds" in story.status:
-        rows.append(("time, all sittings together", duration(story.status["seconds"])))
-    if "images_per_second" in last:
-        rows += [
-            ("training speed", f"{last['images_per_second']:,.0f} images per second"),
-            ("waiting for pictures", share(last["data_wait"])),
-        ]
-    if "memory" in last:
-        rows.append(("largest resident size in training", f"{last['memory'] / 2**20:,.0f} MiB"))
-    if environment := story.environment:
-        machine = story.config.get("machine", {})
-        rows.append(
-            (
-                "machine",
-                f"{environment.get('accelerator') or environment.get('processor')}, {machine.get('threads')} threads",
-            )
-        )
-    return {"cost_rows": rows}
-
-
-def _made(story: Story) -> Facts:
-    origin = story.config.get("origin", {})
-    run = story.run
-    values = [
-        (key, value) for key in configuration.keys(run) if not isinstance(value := _at(run, key), dict) and key != "why"
-    ]
-    environment = [(name, text) for name, text in story.environment.items() if name != "packages"]
-    environment += list(story.environment.get("packages", {}).items())
-    name = Path(str(story.data.get("source", ""))).name or story.folder.name
-    result = story.summary and f": {share(story.summary['top1'])}"
-    states = {
-        "done": "finished",
-        "running": "still running",
-        "interrupted": "interrupted",
-        "failed": "failed",
-        "stopped": "unfinished",
-    }
-    return {
-        "title": f"{name}{result or ''}", "command": story.command.strip(), "reasons": story.config.get("why", []),
-        "subtitle": f"Report of the run {story.folder.name}, {states.get(story.state, story.state)}",
-        "config_rows": [(key, str(value), origin.get(key, "")) for key, value in values],
-        "environment_rows": [(name, str(value)) for name, value in environment],
-    }  # fmt: skip
-
-
-def _at(data: Any, key: str) -> Any:
-    for part in key.split("."):
-        data = data[part]
-    return data
-
-
-def duration(seconds: float) -> str:
-    """ "3 min 21 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

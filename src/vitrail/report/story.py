@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vitrail.errors import UsageError, VitrailError
+from vitrail.errors import UsageError, VitrailError, nearest_path
 from vitrail.evaluation.confusion import ClassScore, Pair, pairs, scores_of
 from vitrail.evaluation.predictions import Predictions, read_predictions
 from vitrail.files import read_json
@@ -154,6 +154,9 @@ def read_story(folder: Path) -> Story:
         UsageError: VT026, the folder is no run folder.
     """
     if not (folder / "config.json").is_file() and not (folder / "data.json").is_file():
+        if not folder.exists():
+            hint = nearest_path(folder) or "vitrail train DATA --out RUN"
+            raise UsageError("VT026", f"{folder} does not exist", "a folder that `vitrail train` made", hint)
         raise UsageError(
             "VT026", f"{folder} is no run folder: it has neither config.json nor data.json", "a folder that `vitrail train` made",
             "vitrail train DATA --out RUN",

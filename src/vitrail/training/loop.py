@@ -15,10 +15,10 @@ import torch
 
 from vitrail.configuration import require
 from vitrail.data.batches import Batch, StepBatches, training_batches
-from vitrail.data.order import samples_of_step, step_seed
-from vitrail.data.transforms import Mixup
+from vitrail.data.mixing import Mixing
+from vitrail.data.order import step_seed
 from vitrail.errors import DataError, Interrupted, VitrailError
-from vitrail.objectives.supervised import SupervisedObjective
+from vitrail.objectives.objective import ObjectiveModule
 from vitrail.training import state
 from vitrail.training.margins import Margins
 from vitrail.training.memory import peak_bytes
@@ -73,13 +73,13 @@ class Training:
 class Parts:
     """What a recipe hands to the loop. The loop knows no protocol: `evaluate` returns named numbers, the first decides."""
 
-    objective: SupervisedObjective
+    objective: ObjectiveModule
     optimizers: list[torch.optim.Optimizer]
     schedule: Schedule
     batches: StepBatches
     evaluate: Callable[[], dict[str, float]]
     write_model: Callable[[Path], None]
-    mixing: Mixup | None = None
+    mixing: Mixing | None = None
     device: str = "cpu"
     workers: int = 0
     max_bad_share: float = 0.05
@@ -175,7 +175,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         parts.objective.after_step()
         if margins and parts.mixing is None:  # a mixed image has no label of its own
-            samples, _ = samples_of_step(settings.seed, self.step, settings.batch_size, len(self.margins.sums))
+            samples, _, _ = parts.batches.order.of_step(self.step, settings.batch_size)
             self.margins.add(samples, torch.cat(margins), batch.weights)
         self.step += 1
         return {"train/loss": float(loss), "lr": rate, **{f"train/{k}": float(v) for k, v in metrics.items()}}
@@ -212,7 +212,7 @@ class Trainer:
         score = next(iter(self.facts.values()), -math.inf)
         if score > self.best or self.best_step == 0:
             self.best, self.best_step = max(self.best, score), self.step
-        tensors = {f"model.{name}": tensor for name, tensor in self.parts.objective.backbone.state_dict().items()}
+        tensors = {f"objective.{name}": tensor for name, tensor in self.parts.objective.state_dict().items()}
         tensors |= state.optimizer_tensors(self.parts.optimizers) | self.margins.tensors()
         log = self.folder / "metrics.jsonl"
         facts = {
@@ -235,8 +235,7 @@ class Trainer:
         state.cut_back(self.folder / "metrics.jsonl", int(found.facts["log_length"]) if found else 0)
         if found is None:
             return
-        model = {n.removeprefix("model."): t for n, t in found.tensors.items() if n.startswith("model.")}
-        self.parts.objective.backbone.load_state_dict(model)
+        self.parts.objective.load_state_dict(state.objective_tensors(found.tensors))
         state.restore_optimizers(self.parts.optimizers, found.tensors)
         self.margins.restore(found.tensors)
         self.step, self.facts, self.skipped = found.step, found.facts["facts"], int(found.facts["skipped"])

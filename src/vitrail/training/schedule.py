@@ -57,4 +57,75 @@ class Linear(Schedule):
         return rise * (self.end + (1 - self.end) * (1 - progress))
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"cosine": Cosine, "linear": Linear}
+@dataclass(frozen=True)
+class ReciprocalSquareRoot(Schedule):
+    """Linear warm-up from 0, then 1 / sqrt(1 + steps since / timescale), and at the end linear to 0 (arXiv 2106.04560).
+
+    big_vision's "rsqrt", whose warm-up and timescale are 10,000 steps each; ViT-G was cooled down over 50,000.
+
+    Until the cooldown nothing depends on the length of the run, so that one long run can be cooled down at many places.
+
+    Attributes:
+        timescale, cooldown: like `warmup`, a share of the run below 1, else a number of steps.
+    """
+
+    warmup: float = 0.05
+    timescale: float = 0.05
+    cooldown: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup)
+        require(0 < self.timescale < math.inf, "schedule.timescale", self.timescale, "a share of the run, or steps")
+        require(0 <= self.cooldown < math.inf, "schedule.cooldown", self.cooldown, "a share of the run, or steps")
+
+    def factor(self, step: int, total: int) -> float:
+        warmup, timescale, cooldown = (
+            value * total if value < 1 else value for value in (self.warmup, self.timescale, self.cooldown)
+        )
+        rise = min(1.0, step / warmup) if warmup else 1.0
+        fall = min(1.0, (total - step) / cooldown) if cooldown else 1.0
+        return rise * fall / math.sqrt(1 + max(0.0, step - warmup) / timescale)
+
+
+@dataclass(frozen=True)
+class Stairs(Schedule):
+    """Linear warm-up from 0, then constant between `milestones`, at each of which `drop` is multiplied (BiT).
+
+    Attributes:
+        milestones: shares of the run below 1, or numbers of steps. A step at a milestone is still before it.
+    """
+
+    warmup: float = 0.05
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.9)
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup)
+        require(
+            all(0 < m < math.inf for m in self.milestones), "schedule.milestones", self.milestones, "positive numbers"
+        )
+        require(0 <= self.drop <= 1, "schedule.drop", self.drop, "0 to 1")
+
+    def factor(self, step: int, total: int) -> float:
+        rise, _ = _warmed(step, total, self.warmup)
+        passed = sum(step > (place * total if place < 1 else place) for place in self.milestones)
+        return rise * self.drop**passed
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """Linear warm-up from 0, then the base rate to the end."""
+
+    warmup: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup)
+
+    def factor(self, step: int, total: int) -> float:
+        return _warmed(step, total, self.warmup)[0]
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "cosine": Cosine, "linear": Linear, "reciprocal-square-root": ReciprocalSquareRoot, "stairs": Stairs,
+    "constant": Constant,
+}  # fmt: skip

@@ -108,6 +108,12 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(litter) if litter.is_dir() else litter.unlink(missing_ok=True)
 
 
+def objective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the objective keeps, the model included; earlier versions saved the model alone."""
+    older = {f"objective.backbone.{name[6:]}": t for name, t in tensors.items() if name.startswith("model.")}
+    return {name[10:]: t for name, t in {**older, **tensors}.items() if name.startswith("objective.")}
+
+
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """The optimizers' buffers by optimizer, parameter number and name."""
     found = {}

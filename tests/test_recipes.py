@@ -1,0 +1,189 @@
+"""The recipes of papers: what they say is what is written, each can be planned, and one runs from end to end."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tiny
+from vitrail.data.mixing import CutMix, EitherMixing, Mixup
+from vitrail.data.transforms import RandAugment
+from vitrail.errors import UsageError
+from vitrail.model.pools import AttentionPool, GlobalAverage
+from vitrail.objectives.averaging import Averaged
+from vitrail.recipes.catalogue import RECIPES, TRANSFERS
+from vitrail.recipes.execute import Asked, plan_run
+from vitrail.recipes.run import AUGREG, Augmentation
+from vitrail.training.optimizer import SGD, AdamW, LayerDecay
+from vitrail.training.schedule import Cosine, Linear, ReciprocalSquareRoot, Stairs
+
+OWN = {"from-scratch", "demo", "fashion-mnist", "fine-tune"}  # tested with the verbs
+PAPERS = sorted({*RECIPES, *TRANSFERS} - OWN)
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory):
+    """Forty colour pictures of 24 px."""
+    return tiny.write_pictures(tmp_path_factory.mktemp("colour") / "data", side=24, channels=3)
+
+
+def planned(data, recipe, weights=None, model=None, **settings):
+    asked = Asked(recipe, model, weights and str(weights), (32, 32) if weights is None else None, settings)
+    return plan_run(str(data), asked)[1]
+
+
+def facts(run):
+    optimizer, training = run.optimizer, run.training
+    return optimizer.lr, optimizer.weight_decay, training.batch_size, training.epochs, training.clip
+
+
+def test_table_3(colour):
+    """Rates, decays, epochs and decay of the rate, row by row."""
+    run = planned(colour, "paper-imagenet", model="ViT-B/32")
+    assert facts(run) == (3e-3, 0.3, 4096, 300, 1.0) and isinstance(run.schedule, Cosine)
+    assert run.model.block.dropout == 0.1 and run.model.head.hidden == 768 and run.objective.loss == "softmax"
+    run = planned(colour, "paper-imagenet21k", model="ViT-B/32")
+    assert facts(run) == (1e-3, 0.03, 4096, 90, None) and run.model.block.dropout == 0.1
+    assert run.objective.loss == "sigmoid" and run.model.head.bias == pytest.approx(-np.log(2))
+    assert isinstance(run.schedule, Linear) and run.schedule.end * 1e-3 == pytest.approx(1e-5)
+    rates = {"ViT-B/16": 8e-4, "ViT-L/32": 6e-4, "ViT-L/16": 4e-4, "ViT-H/16": 3e-4, "R50x1": 1e-3, "R101x1": 8e-4,
+             "R152x2": 6e-4, "R50+ViT-B/32": 8e-4, "R50+ViT-L/32": 2e-4, "R50+ViT-L/16": 4e-4}  # fmt: skip
+    for model, rate in rates.items():
+        run = planned(colour, "paper-jft", model=model)
+        assert facts(run) == (rate, 0.1, 4096, 14 if "H" in model else 7, None), model
+        assert isinstance(run.optimizer, AdamW) and run.optimizer.betas == (0.9, 0.999)
+
+
+def test_table_4_and_the_hyperrule(colour, run):
+    """Steps by the number of images; SGD 0.9, no decay, clip 1, cosine; a head of zeros, a higher resolution."""
+    tuned = planned(colour, "paper-fine-tuning", run)
+    assert facts(tuned)[:3] == (0.03, 0.0, 512) and tuned.training.clip == 1.0
+    assert (tuned.optimizer.momentum, tuned.optimizer.buffer) == (0.9, "bfloat16")
+    assert tuned.training.steps(32) == 500 and tuned.schedule == Cosine(100)
+    assert tuned.model.image_size == (14, 14)  # 8 px were 13.7
+    assert tuned.augmentation.mixing is None and tuned.objective.label_smoothing == 0
+    rule = planned(colour, "bit-hyperrule", run)
+    assert rule.optimizer == SGD(0.003) and rule.training.steps(32) == 500
+    assert rule.schedule == Stairs(100, (0.3, 0.6, 0.9), 0.1) and rule.model.image_size == (128, 128)
+    assert rule.augmentation.mixup is None and rule.augmentation.transforms[0].share == 0.8
+
+
+@pytest.mark.parametrize(
+    ("count", "steps", "warmup"), [(19_999, 500, 100), (20_000, 10_000, 500), (500_000, 20_000, 500)]
+)
+@pytest.mark.parametrize("recipe", ["paper-fine-tuning", "bit-hyperrule"])
+def test_steps_of_larger_sets(colour, run, monkeypatch, recipe, count, steps, warmup):
+    """Only the number is pretended; a fraction of an epoch must not become one step more."""
+    from dataclasses import replace
+
+    from vitrail.recipes import baselines, paper
+
+    real = paper.look
+    for module in (paper, baselines):
+        monkeypatch.setattr(module, "look", lambda split: replace(real(split), count=count))
+    made = planned(colour, recipe, run)
+    assert made.training.steps(count) == steps and made.schedule.warmup == warmup
+    assert (made.augmentation.mixup == Mixup(0.1)) == (recipe == "bit-hyperrule" and steps > 500)
+
+
+def test_what_came_after(colour):
+    run = planned(colour, "better-baseline")
+    assert facts(run) == (1e-3, 1e-4, 1024, 90, 1.0) and run.optimizer.decay_follows == "schedule"
+    assert isinstance(run.model.pool, GlobalAverage) and run.model.size.dim == 384
+    assert run.augmentation.mixup == Mixup(0.2) and RandAugment(2, 10) in run.augmentation.transforms
+    run = planned(colour, "augreg")
+    assert run.augmentation.mixup == Mixup(0.5) and RandAugment(2, 15) in run.augmentation.transforms
+    run = planned(colour, "augreg", model="ViT-Ti/16")
+    assert run.augmentation.mixup is None and RandAugment(2, 0) in run.augmentation.transforms
+    run = planned(colour, "vit-g", model="ViT-Ti/16")
+    assert isinstance(run.model.pool, AttentionPool) and run.optimizer.head_decay == 3.0
+    assert isinstance(run.schedule, ReciprocalSquareRoot)
+    run = planned(colour, "bit")
+    assert facts(run) == (0.48, 1e-4, 4096, 90, None) and run.schedule.milestones == (1 / 3, 2 / 3, 8 / 9)
+
+
+def test_augmentation_by_its_level(colour):
+    """big_vision's table: mixup, layers and magnitude."""
+    table = {"none": (None, None), "light1": (None, (2, 0)), "light2": (0.2, (2, 10)), "medium1": (0.2, (2, 15)),
+             "medium2": (0.5, (2, 15)), "strong1": (0.5, (2, 20)), "strong2": (0.8, (2, 20))}  # fmt: skip
+    assert list(AUGREG) == list(table)
+    for level, (mixup, random) in table.items():
+        found = planned(colour, "from-scratch", **{"augmentation": level, "training.epochs": "2"}).augmentation
+        drawn = [(t.layers, t.magnitude) for t in found.transforms if isinstance(t, RandAugment)]
+        assert drawn == ([random] if random else []) and (found.mixup and found.mixup.alpha) == mixup
+    both = Augmentation(mixup=Mixup(), cutmix=CutMix())
+    assert both.mixing == EitherMixing(Mixup(), CutMix()) and Augmentation().mixing is None
+
+
+def test_blocks_are_chosen_by_name(colour):
+    """What wraps something is another value of the same axis; --lr reaches the innermost optimizer."""
+    settings = {"optimizer": "layer-decay", "optimizer.decay": "0.6", "objective": "averaged", "sampling": "balanced"}
+    run = planned(colour, "from-scratch", **settings, **{"tuning": "frozen", "tuning.layers": "1"})
+    assert run.optimizer == LayerDecay(AdamW(), 0.6) and isinstance(run.objective, Averaged)
+    assert run.from_json(json.loads(json.dumps(run.to_json()))) == run
+    assert run.changed({"optimizer.lr": "0.5"}).optimizer == LayerDecay(AdamW(0.5), 0.6)
+    assert run.changed({"optimizer": "lion", "optimizer.lr": "0.5"}).optimizer.lr == 0.5
+    settings |= {"optimizer.lr": "0.25", "training.epochs": "2"}
+    assert planned(colour, "from-scratch", **settings).optimizer == LayerDecay(AdamW(0.25), 0.6)
+    assert (
+        run.spelled("optimizer.lr") == "optimizer.optimizer.lr" and run.spelled("optimizer.decay") == "optimizer.decay"
+    )
+    older = run.to_json() | {"objective": {"loss": "sigmoid", "label_smoothing": 0.0}}
+    assert run.from_json(older).objective.loss == "sigmoid"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "weights", "message"),
+    [
+        ("paper-fine-tuning", False, "starts from weights"), ("augreg", True, "starts from random weights"),
+        ("augregg", False, "did you mean augreg"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_does_not_fit_the_start(colour, run, recipe, weights, message):
+    with pytest.raises(UsageError, match=message) as refused:
+        planned(colour, recipe, run if weights else None)
+    assert refused.value.code == "VT005"
+
+
+@pytest.mark.parametrize("recipe", PAPERS)
+def test_every_recipe_can_be_planned(colour, run, vitrail_command, recipe):
+    """At its own batch, warm-up and augmentation, with a small model and image."""
+    small = {"model.size.dim": 16, "model.size.depth": 1, "model.size.heads": 2, "model.size.hidden": 16}
+    chosen = [text for key, value in small.items() for text in ("--set", f"{key}={value}")]
+    start = ["--model", "ViT-Ti/16", "--image-size", "32", *chosen]
+    if recipe in TRANSFERS:
+        start = ["--weights", run, "--image-size", "8"]
+    if recipe == "bit":
+        start = [
+            "--model",
+            "R26x1",
+            "--image-size",
+            "32",
+            "--set",
+            "model.trunk.width=32",
+            "--set",
+            "model.trunk.stages=[1,1]",
+        ]
+    done = vitrail_command("train", colour, "--recipe", recipe, "--plan", "--json", *start)
+    assert done.status == 0, done.err
+    found = json.loads(done.out)
+    assert found["recipe"] == recipe and found["steps"] > 0 and found["fits"]
+
+
+def test_the_papers_fine_tuning_runs_as_one_command(run, pictures, tmp_path):
+    """500 steps are cut to 4, in parts of 3 images; averaged, of a head of zeros at a higher resolution."""
+    from vitrail.recipes.execute import Machine, train
+
+    settings = {
+        "training.epochs": "1",
+        "training.batch_size": "8",
+        "training.micro_batch": "3",
+        "training.evaluations": "1",
+    }
+    asked = Asked("paper-fine-tuning", weights=str(run), settings=settings | {"objective": "averaged"})
+    result = train(str(pictures), tmp_path / "run", asked, Machine("cpu"), quiet=True)
+    config = json.loads((result.folder / "config.json").read_text())["run"]
+    assert config["recipe"] == "paper-fine-tuning" and config["model"]["image_size"] == [14, 14]
+    with Image.open(result.folder / "samples" / "train_batch.png") as sheet:
+        assert sheet.width % (8 * 16) == 0  # eight images of 14 px with a border
