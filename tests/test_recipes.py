@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 import tiny
 from vitrail.data.mixing import CutMix, EitherMixing, Mixup
@@ -148,23 +149,15 @@ def test_a_recipe_that_does_not_fit_the_start(colour, run, recipe, weights, mess
 
 @pytest.mark.parametrize("recipe", PAPERS)
 def test_every_recipe_can_be_planned(colour, run, vitrail_command, recipe):
-    """At its own batch, warm-up and augmentation, with a small model and image."""
+    """With its own schedule and augmentation, of a small model and image; of a batch for which a test has time."""
     small = {"model.size.dim": 16, "model.size.depth": 1, "model.size.heads": 2, "model.size.hidden": 16}
-    chosen = [text for key, value in small.items() for text in ("--set", f"{key}={value}")]
-    start = ["--model", "ViT-Ti/16", "--image-size", "32", *chosen]
+    name = "ViT-Ti/16"
+    if recipe == "bit":
+        name, small = "R26x1", {"model.trunk.width": 32, "model.trunk.stages": "[1,1]"}
+    start = ["--model", name, "--image-size", "32"] + [t for k, v in small.items() for t in ("--set", f"{k}={v}")]
     if recipe in TRANSFERS:
         start = ["--weights", run, "--image-size", "8"]
-    if recipe == "bit":
-        start = [
-            "--model",
-            "R26x1",
-            "--image-size",
-            "32",
-            "--set",
-            "model.trunk.width=32",
-            "--set",
-            "model.trunk.stages=[1,1]",
-        ]
+    start += ["--batch-size", "64"]
     done = vitrail_command("train", colour, "--recipe", recipe, "--plan", "--json", *start)
     assert done.status == 0, done.err
     found = json.loads(done.out)
@@ -187,3 +180,21 @@ def test_the_papers_fine_tuning_runs_as_one_command(run, pictures, tmp_path):
     assert config["recipe"] == "paper-fine-tuning" and config["model"]["image_size"] == [14, 14]
     with Image.open(result.folder / "samples" / "train_batch.png") as sheet:
         assert sheet.width % (8 * 16) == 0  # eight images of 14 px with a border
+
+
+def test_blocks_compose(run, pictures, tmp_path):
+    """An average of SAM of distillation, of LoRA, layer-wise rates, in parts, fewer patches, mixed two ways: twice alike."""
+    taught = {"type": "sharpness-aware", "objective": {"type": "distillation", "teacher": str(run), "kind": "soft"}}
+    settings = {
+        "objective": json.dumps({"type": "averaged", "objective": taught}), "tuning": "lora", "optimizer": "layer-decay",
+        "sampling": "balanced", "augmentation.mixup": "{}", "augmentation.cutmix": "{}", "thrift.patch_dropout": "0.3",
+        "training.precision": "bfloat16", "training.batch_size": "8", "training.micro_batch": "3",
+    }  # fmt: skip
+    for name in ("one", "two"):
+        tiny.tiny(pictures, tmp_path / name, weights=str(run), **settings)
+    assert tiny.digests(tmp_path / "one") == tiny.digests(tmp_path / "two")
+    state = load_file(tmp_path / "one" / "checkpoints" / "step-4" / "training.safetensors")
+    assert {name.rsplit("objective.", 1)[1].split(".")[0] for name in state if "objective." in name} == {
+        "backbone", "teacher", "updates"
+    }  # fmt: skip
+    assert state["objective.updates"] == 4

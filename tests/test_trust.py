@@ -81,7 +81,10 @@ def test_wrong_test_labels_pull_the_figure_down(tmp_path):
     train_only = story(tmp_path, suspects=suspects(("train/0.png", "train")))
     assert doubtful_test(train_only) is None and "higher" not in first_card(train_only)
     both = replace(whole, data=leaking(tmp_path, range(90, 300)).data)
-    assert "pull the other way" in kinds(both)["data-leak"].evidence and "too good" in first_card(both)
+    assert "pull the other way: 3 of" in kinds(both)["data-leak"].evidence and "too good" in first_card(both)
+    assert doubtful_test(both).points == pytest.approx(100 * 2 / 90)  # of those that were not seen before
+    leaked = replace(whole, data=leaking(tmp_path, [0, 1, 3]).data)
+    assert doubtful_test(leaked) is None and "pull the other way" not in kinds(leaked)["data-leak"].evidence
 
 
 def test_test_pictures_that_cannot_be_read_are_accounted_for(tmp_path):
@@ -195,6 +198,18 @@ def test_notes_are_folded_and_the_words_explained(tmp_path):
     assert 'id="data-tiny"' in folded and 'id="data-leak"' not in folded
     for word in ("95 % interval", "top-1", "nearest neighbours", "McNemar p", "leak", "attention rollout", "FLOPs"):
         assert re.search(rf"<dt>[^<]*{word}", page), word
+
+
+def test_a_list_that_is_cut_says_so(tmp_path):
+    def listing(groups, of_each=1):
+        item = problem("blank", "warning")
+        member = {"split": "train", "label": "ash"}
+        item |= {"groups": [[{**member, "id": f"{i}-{j}"} for j in range(of_each)] for i in range(groups)],
+                 "count": 124}  # fmt: skip
+        return re.search(r"<summary>(List[^<]*)", run_page(with_problems(story(tmp_path), item)))[1]
+
+    assert listing(99) == "List of them" and listing(100) == "List of the first 100 of 124"
+    assert listing(100, 2) == "List of the first 100 groups"
 
 
 def test_weak_classes_stand_before_blemishes_of_the_data(tmp_path):

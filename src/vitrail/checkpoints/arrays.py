@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import re
 import zipfile
+import zlib
 from abc import ABC
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
@@ -24,6 +26,7 @@ KINDS = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool", "I8": "int8",
     "I16": "int16", "I32": "int32", "I64": "int64", "U8": "uint8",
 }  # fmt: skip
+_LOCAL_HEADER = 30  # bytes, before a member's name
 _BFLOAT16 = np.dtype("V2")  # NumPy does not know bfloat16 and keeps it as raw bytes
 
 
@@ -82,6 +85,8 @@ class NpzArrays(Arrays):
         if len(members) > MAX_ARRAYS:
             raise CheckpointError("VT071", f"{path} lists {len(members):,} arrays", f"at most {MAX_ARRAYS:,}")
         self._members: dict[str, zipfile.ZipInfo] = {}
+        self._map: mmap.mmap | None = None
+        self._last: tuple[int, int] | None = None
         for info in members:
             name = info.filename.removesuffix(".npy")
             problem = self._examine(name, info)
@@ -97,11 +102,7 @@ class NpzArrays(Arrays):
         try:
             with self._archive.open(member) as file:
                 start = BytesIO(file.read(_HEADER_BYTES))
-            version = np.lib.format.read_magic(start)
-            if version not in ((1, 0), (2, 0)):
-                return f"unknown .npy version {version}"
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(start)
+            shape, _, dtype = _header(start)
         except Exception as error:  # a hostile header may raise anything
             return str(error) or type(error).__name__
         if min(shape, default=0) < 0:
@@ -117,14 +118,56 @@ class NpzArrays(Arrays):
         return None
 
     def __getitem__(self, name: str) -> NDArray[Any]:
+        member = self._members[name]
+        plain = member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1
         try:
-            with self._archive.open(self._members[name]) as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
+            array = self._mapped(member) if plain else self._inflated(member)
         except Exception as error:  # so may the rest of the array
             raise CheckpointError("VT072", f"{self.path}: {name} is damaged: {error}", "a whole file") from error
         if array.dtype != _BFLOAT16:
             return array
         return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)  # the upper half of a float32
+
+    def _inflated(self, member: zipfile.ZipInfo) -> NDArray[Any]:
+        with self._archive.open(member) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+    def _mapped(self, member: zipfile.ZipInfo) -> NDArray[Any]:
+        """An array where it lies in the file, after a look at its checksum. Pages of the last one are given back.
+
+        They come again from the file for whoever still holds that array.
+        """
+        if self._map is None:
+            with open(self.path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if self._last is not None:
+            self._map.madvise(mmap.MADV_DONTNEED, *self._last)
+        local = self._map[member.header_offset : member.header_offset + _LOCAL_HEADER]
+        lengths = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+        start = member.header_offset + _LOCAL_HEADER + lengths
+        data = memoryview(self._map)[start : start + member.file_size]
+        if local[:4] != b"PK\3\4" or len(data) < member.file_size or zlib.crc32(data) != member.CRC:
+            raise ValueError("its checksum differs")
+        begin = start // mmap.PAGESIZE * mmap.PAGESIZE
+        self._last = begin, start + member.file_size - begin
+        header = BytesIO(data[:_HEADER_BYTES])
+        shape, fortran, dtype = _header(header)
+        if dtype.hasobject:
+            raise ValueError("Object arrays are never unpickled")
+        if math.prod(shape) * dtype.itemsize != member.file_size - header.tell():
+            raise ValueError("its header is another one now")
+        array = np.frombuffer(data, dtype, math.prod(shape), header.tell())
+        return array.reshape(shape, order="F" if fortran else "C")
+
+
+def _header(file: BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and type; a hostile header may raise anything."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"unknown .npy version {version}")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    found: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(file)
+    return found
 
 
 class SafetensorsArrays(Arrays):

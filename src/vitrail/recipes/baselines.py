@@ -151,7 +151,7 @@ def vit_g(source: Source, model: str | None = None, image_size: tuple[int, int] 
     vitrail train FOLDER --recipe vit-g --model ViT-G/14
     Adafactor in less than half of Adam's memory; the rate falls with the reciprocal square root of the steps, and to 0
     in the last 50,000. The decays, 3 and 0.03, and the rate, 8e-4, are from memory.
-    Cost: 1,843 million parameters: not for one machine; `--plan` says what there is to it. Published: G/14 90.45 % top-1
+    Cost: some 1,850 million parameters: not for one machine; `--plan` says what there is to it. Published: G/14 90.45 % top-1
     on ImageNet, 84.86 % with ten images a class.
     """
     base = paper_jft(source, model or "ViT-G/14", image_size)

@@ -14,7 +14,6 @@ from vitrail.report.trust import (
     calibrated,
     calibration_verdict,
     doubtful_test,
-    leaked_test,
     without_leaks,
 )
 from vitrail.report.typed import command_of, has_files, source_of, train_command
@@ -142,7 +141,6 @@ def _data(story: Story) -> Iterator[Finding]:
             continue
         evidence, clean = problem["why"], without_leaks(story)
         if problem["kind"] == "leak" and clean is not None:
-            known = leaked_test(story)
             whole = story.summary.get("top1", 0.0)
             evidence += (
                 f" Without the {clean.leaked:,} test pictures that were seen before, top-1 is "
@@ -150,8 +148,8 @@ def _data(story: Story) -> Iterator[Finding]:
             )
             if clean.top1 >= whole:
                 evidence += " Here they did not help: copies that carry another label count as mistakes."
-            if wrong := sum(suspect["id"] not in known for suspect in story.suspects if suspect["split"] == "test"):
-                evidence += f" Wrong labels pull the other way: {wrong:,} of the other test labels look wrong."
+            if doubt := doubtful_test(story):
+                evidence += f" Wrong labels pull the other way: {doubt.count:,} of the other test labels look wrong."
         action, command = advice_and_command(problem["fix"])
         if command.endswith(" && vitrail train split.csv"):
             command = command.removesuffix("vitrail train split.csv") + train_command(story, "split.csv")
@@ -179,7 +177,8 @@ def _labels(story: Story) -> Iterator[Finding]:
     )
     if doubt is not None and doubt.missed:
         evidence += (
-            f" {doubt.count:,} of these are test pictures: if their labels are wrong, top-1 is understated by up to "
+            f" {doubt.count:,} of these are test pictures{' that it had not seen' if without_leaks(story) else ''}: if "
+            f"their labels are wrong, top-1 is understated by up to "
             f"{doubt.points:.1f} points."
         )
     action, command = "Look at the suspected labels", ""

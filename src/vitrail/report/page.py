@@ -24,16 +24,14 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters["pieces"] = _pieces
     environment.filters["kept"] = lambda text: re.sub(r"(\d) (%|points?\b)", "\\1\u00a0\\2", text)  # on one line
     return environment
 
 
-def _breakable(name: str) -> Any:
-    """A file name as markup that breaks after its signs, not within "png"."""
-    from markupsafe import Markup, escape
-
-    return Markup("<wbr>").join(escape(part) for part in re.findall(r"[^/_-]*[/_-]?", name) if part)
+def _pieces(name: str) -> list[str]:
+    """A file name in pieces between which it may break: after its signs, not within "png"."""
+    return [part for part in re.findall(r"[^/_-]*[/_-]?", name) if part]
 
 
 def render(template: str, facts: Mapping[str, Any]) -> str:

@@ -225,7 +225,7 @@ def data_facts(facts: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> Fac
         "title": f"Data check of {Path(facts['source']).name or facts['source']}",
         "subtitle": "every picture was read" if seen == total else f"{seen:,} of {total:,} pictures were read",
         "images": total, "classes": len(classes), "totals": ", ".join(f"{s} {sum(counts[s].values()):,}" for s in splits),
-        "problems": problems, "steps": list(dict.fromkeys(p["fix"] for p in problems if p["fix"])) or ["Train on it."],
+        "problems": problems, "steps": [problem for problem in problems if problem["advice"]],
         "counts_columns": ("class", *splits),
         "counts_rows": [(name, *(counts[s].get(name, 0) for s in splits)) for name in classes],
         "facts_rows": sizes + listed,
@@ -256,9 +256,12 @@ def problem_facts(problem: Mapping[str, Any], tiles: Sequence[Tile]) -> Facts:
         for member in group
     ]
     advice, command = advice_and_command(problem["fix"])
-    whole = len(problem["groups"]) < LISTED
-    listing = "List" if whole else f"List of the first {LISTED} of {problem.get('count', 'more'):,}" if len(rows) == LISTED else (
-        f"List of the first {LISTED} groups")  # fmt: skip
+    listing = "List of them"
+    if len(problem["groups"]) >= LISTED:  # the data check lists no more
+        single = len(rows) == LISTED and "count" in problem
+        listing = (
+            f"List of the first {LISTED} of {problem['count']:,}" if single else f"List of the first {LISTED} groups"
+        )
     members = list(groups.values())
     if members and all(len(group) == 1 for group in members):
         members = [[tile for group in members for tile in group]]  # side by side
