@@ -57,7 +57,14 @@ HELD = {
     **hf_samples.HELD,
     **timm_samples.HELD,
 }  # fmt: skip
-CROPS = {"big-vision-npz", "torchvision", "timm", "dinov2", "clip", "beit"}  # their family cuts a window from the picture
+CROPS = {
+    "big-vision-npz",
+    "torchvision",
+    "timm",
+    "dinov2",
+    "clip",
+    "beit",
+}  # their family cuts a window from the picture
 NPZ = [name for name in HELD if name.endswith("-npz")]
 CASES = [(name, case) for name, cases in HELD.items() for case in cases]
 

@@ -105,7 +105,7 @@ class Classifier:
         if not self.classes:
             raise UsageError(
                 "VT045", "these weights have no classes: they turn a picture into a vector of features", "a classifier",
-                "vitrail train YOUR_IMAGES --weights THESE_WEIGHTS gives them classes; model.represent(images) gives the features",
+                "vitrail train YOUR_IMAGES --weights THESE_WEIGHTS gives classes; model.represent(images) gives the features",
             )  # fmt: skip
         iterator = iter(sources)
         while chunk := list(islice(iterator, batch)):

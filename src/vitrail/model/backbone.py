@@ -105,9 +105,7 @@ class Backbone(nn.Module, ABC):
         """Logits."""
 
     @abstractmethod
-    def parts(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> tuple[Float[Tensor, "batch classes"], ...]:
+    def parts(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Float[Tensor, "batch classes"], ...]:
         """What each layer of the head says; `forward` combines them."""
 
     @abstractmethod

@@ -93,9 +93,7 @@ class ResNet(Backbone):
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         return self.head(self._pooled(images))
 
-    def parts(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> tuple[Float[Tensor, "batch classes"], ...]:
+    def parts(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Float[Tensor, "batch classes"], ...]:
         """What each layer of the head says."""
         return self.head.parts(self._pooled(images))
 

@@ -161,9 +161,7 @@ class ViT(Backbone):
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         return self.head(self.pool(self.encode(self.embed(images))))  # the pool owns the final norm, eq. 4
 
-    def parts(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> tuple[Float[Tensor, "batch classes"], ...]:
+    def parts(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Float[Tensor, "batch classes"], ...]:
         """What each layer of the head says: of DeiT's two, the class token's first."""
         return self.head.parts(self.pool(self.encode(self.embed(images))))
 

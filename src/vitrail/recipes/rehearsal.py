@@ -33,9 +33,9 @@ from vitrail.training.loop import LOG_EVERY, SAVE_SECONDS
 from vitrail.training.memory import Usage, give_back, peak_bytes, reset_peak, resident_bytes
 
 FIRST = 64  # pictures, which tell how long the others take
-READ_SECONDS, READ_UNTIL = 1.5, 3.5  # the pictures are opened and read by then, on a computer that does nothing else
-EXAMINED_SECONDS = 1.0
-STEP_SECONDS = 0.8  # a step that seems to take longer is tried with fewer layers, then with fewer images
+READ_SECONDS, READ_UNTIL = 1.0, 3.0  # the pictures are opened and read by then, on a computer that does nothing else
+EXAMINED_SECONDS = 0.7
+STEP_SECONDS = 0.6  # a step that seems to take longer is tried with fewer layers, then with fewer images
 STEPS_SECONDS = 1.0
 EVALUATION_SECONDS = 0.5
 NEIGHBOUR_PRODUCTS = 2e10

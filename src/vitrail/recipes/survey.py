@@ -18,7 +18,7 @@ from vitrail.errors import DataError
 from vitrail.images import DECODED_PIXELS, STRIP
 from vitrail.preprocessing import Preprocessing
 
-SECONDS = 1.0
+SECONDS = 0.7
 CONVERTING = 20  # bytes for each pixel of the strip that is being converted
 OVERHEAD = 30_000  # pixels that could be decoded in the time that opening a file takes
 
