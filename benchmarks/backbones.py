@@ -27,7 +27,8 @@ from vitrail.data.sources import Source
 from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import outcome
 from vitrail.model.sizes import cost
-from vitrail.recipes.execute import Asked, Machine, checked_pictures, checkpoint_of, plan_run, trainer_of
+from vitrail.recipes.asked import Asked, plan_run
+from vitrail.recipes.assembly import Machine, checked_pictures, checkpoint_of, trainer_of
 from vitrail.recipes.run import Run
 from vitrail.training.memory import Usage
 from vitrail.training.optimizer import SGD, AdamW, Muon, Optimizer

@@ -201,8 +201,11 @@ def row(case, family):
             model = home(case)
             model.save_pretrained(place)
             checkpoint = read(Path(place))
-            said, states = distances(checkpoint, model, images_of(checkpoint))
-        return Row(family, FORMAT[case.split("-")[0]], f"transformers {transformers().__version__}", said, states)
+            own = distances(checkpoint, model, images_of(checkpoint))
+            other = read(Path(place), OTHER)
+            told = {} if case.startswith(BY_ITSELF) else {"interpolate_pos_encoding": True}
+            resized, _ = distances(other, model, images_of(other), **told)
+        return Row(family, FORMAT[case.split("-")[0]], f"transformers {transformers().__version__}", *own, resized)
 
     return measured
 

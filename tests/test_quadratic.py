@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import oracle
+from parity_table import ROWS, Row, relative
 from test_model import TINY, images_for, stirred
 from vitrail.errors import UsageError
 from vitrail.inspection.rollout import rollout
@@ -51,33 +52,52 @@ def mixed(x, p, prefix, weights):
     return values @ p[f"{prefix}project.weight"] + p[f"{prefix}project.bias"]
 
 
+def logits_of(model, config, image):
+    """The equations, for one image: its logits and the attention of every layer."""
+    p, raw = oracle.parameters(model), {name: value.double().numpy() for name, value in model.state_dict().items()}
+    prefix, maps = config.pool.class_tokens + config.pool.registers, []
+    x = oracle.patches_of(image, (8, 8)) @ p["tokenizer.project.weight"] + p["tokenizer.project.bias"]
+    x = np.concatenate([p.get("pool.class_token", x[:0]), p.get("pool.registers", x[:0]), x])
+    for layer in range(config.size.depth):
+        name = f"blocks.{layer}."
+        scores = [raw[f"{name}mixer.scores.{part}"] for part in ("spreads", "centres")]
+        maps.append(attention(*scores, config.grid, prefix))
+        normed = oracle.layer_norm(x, p[f"{name}mixer_norm.weight"], p[f"{name}mixer_norm.bias"])
+        x = x + mixed(normed, p, f"{name}mixer.", maps[-1])
+        normed = oracle.layer_norm(x, p[f"{name}mlp_norm.weight"], p[f"{name}mlp_norm.bias"])
+        hidden = oracle.gelu(normed @ p[f"{name}mlp.expand.weight"] + p[f"{name}mlp.expand.bias"])
+        x = x + hidden @ p[f"{name}mlp.contract.weight"] + p[f"{name}mlp.contract.bias"]
+    return oracle.head(oracle.pool(x, p, config, config.pool.registers, "tanh"), p), maps
+
+
 @pytest.mark.parametrize("isotropic", [True, False])
 @pytest.mark.parametrize("pool", [GlobalAverage(), ClassToken(registers=1)], ids=str)
 def test_a_network_equals_the_equations(isotropic, pool):
     """Three heads do not divide 32 dimensions, and need not: each has the whole width."""
     config = replace(QUADRATIC, pool=pool, block=Block(mixer=QuadraticAttention(isotropic)))
     model, images = stirred(config, scale=0.3), images_for(config)
-    p, raw = oracle.parameters(model), {name: value.double().numpy() for name, value in model.state_dict().items()}
     with torch.no_grad():
         logits = model(images)
         with model.capture("attention") as tape:
             torch.testing.assert_close(model(images), logits)
-    prefix = pool.class_tokens + pool.registers
     for index, image in enumerate(images.double().numpy()):
-        x = oracle.patches_of(image, (8, 8)) @ p["tokenizer.project.weight"] + p["tokenizer.project.bias"]
-        x = np.concatenate([p.get("pool.class_token", x[:0]), p.get("pool.registers", x[:0]), x])
-        for layer in range(config.size.depth):
-            name = f"blocks.{layer}."
-            scores = [raw[f"{name}mixer.scores.{part}"] for part in ("spreads", "centres")]
-            weights = attention(*scores, config.grid, prefix)
+        expected, maps = logits_of(model, config, image)
+        for layer, weights in enumerate(maps):
             np.testing.assert_allclose(tape[layer].weights[index], weights, rtol=0, atol=2e-6)
-            normed = oracle.layer_norm(x, p[f"{name}mixer_norm.weight"], p[f"{name}mixer_norm.bias"])
-            x = x + mixed(normed, p, f"{name}mixer.", weights)
-            normed = oracle.layer_norm(x, p[f"{name}mlp_norm.weight"], p[f"{name}mlp_norm.bias"])
-            hidden = oracle.gelu(normed @ p[f"{name}mlp.expand.weight"] + p[f"{name}mlp.expand.bias"])
-            x = x + hidden @ p[f"{name}mlp.contract.weight"] + p[f"{name}mlp.contract.bias"]
-        expected = oracle.head(oracle.pool(x, p, config, pool.registers, "tanh"), p)
         np.testing.assert_allclose(logits[index], expected, rtol=2e-5, atol=2e-5)
+
+
+def row():
+    model, images = stirred(QUADRATIC, scale=0.3), images_for(QUADRATIC)[:1]
+    with torch.no_grad():
+        found = model(images)[0]
+    expected, _ = logits_of(model, QUADRATIC, images[0].double().numpy())
+    return Row(
+        "network of quadratic attention", "vitrail", "its equations in float64 NumPy", relative(found, expected), None
+    )
+
+
+ROWS["quadratic"] = row
 
 
 @pytest.mark.parametrize("isotropic", [True, False])

@@ -22,7 +22,8 @@ from vitrail.errors import DataError
 from vitrail.evaluation import baselines
 from vitrail.evaluation.baselines import majority, nearest_pixels, neighbours, pixels, right_of
 from vitrail.preprocessing import Preprocessing
-from vitrail.recipes.execute import Asked, default_folder, plan_run
+from vitrail.recipes.asked import Asked, plan_run
+from vitrail.recipes.beginning import default_folder
 
 
 def table(path):
@@ -88,7 +89,7 @@ def test_the_status_says_what_happened(run, pictures, tmp_path, monkeypatch):
     status = read_json(run / "status.json")
     assert (status["status"], status["step"], status["steps"], status["progress"]) == ("done", 12, 12, 1.0)
     seen = []
-    evaluate = vitrail.recipes.execute.Trainer._evaluate
+    evaluate = vitrail.training.loop.Trainer._evaluate
 
     def looking(self):
         seen.append(read_json(tmp_path / "run" / "status.json"))
@@ -96,7 +97,7 @@ def test_the_status_says_what_happened(run, pictures, tmp_path, monkeypatch):
         if len(seen) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(vitrail.recipes.execute.Trainer, "_evaluate", looking)
+    monkeypatch.setattr(vitrail.training.loop.Trainer, "_evaluate", looking)
     with pytest.raises(KeyboardInterrupt):
         tiny.tiny(pictures, tmp_path / "run")
     assert [status["status"] for status in seen] == ["running", "running"]

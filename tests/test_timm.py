@@ -196,8 +196,11 @@ def row(case):
     def measure():
         with tempfile.TemporaryDirectory() as folder:
             home = model_of(case)
-            loaded = read(folder_of(home, Path(folder) / "model", arguments_of(case))).build()
-            return Row(case, "timm", f"timm {timm().__version__}", *compared(home, loaded, torch.randn(2, 3, 32, 32)))
+            path = folder_of(home, Path(folder) / "model", arguments_of(case))
+            own = compared(home, read(path).build(), torch.randn(2, 3, 32, 32))
+            home = timm().create_model(f"local-dir:{path}", pretrained=True, img_size=(48, 24)).eval()
+            other = compared(home, read(path, (48, 24)).build(), torch.randn(2, 3, 48, 24))
+            return Row(case, "timm", f"timm {timm().__version__}", *own, other[0])
 
     return measure
 

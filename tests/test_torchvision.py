@@ -1,6 +1,8 @@
 """torchvision's VisionTransformer, by its own names in float64 NumPy: torchvision cannot be installed beside a CPU build."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from oracle import gelu, layer_norm, multi_head_attention
+from parity_table import ROWS, Row, relative
 from vitrail.checkpoints.loading import read
 
 DIM, HEADS, HIDDEN, CLASSES, PATCH, SIDE = 128, 2, 40, 5, 8, 4
@@ -100,8 +103,8 @@ def test_logits_equal_the_source(tmp_path, wide, older):
     close(found, np.stack([logits_of(arrays, image) for image in images.double().numpy()]))
 
 
-def test_another_size_is_interpolated_as_torchvision_does(tmp_path):
-    arrays = arrays_of()
+def at_another_size(tmp_path, arrays):
+    """Ours and the source's logits at 6 by 3 patches."""
     checkpoint = read(written(tmp_path, arrays), (48, 24))
     table = arrays["encoder.pos_embedding"][0].astype(np.float64)
     grid = np.einsum("ra,kb,abd->rkd", cubic(SIDE, 6), cubic(SIDE, 3), table[1:].reshape(SIDE, SIDE, -1))
@@ -109,7 +112,30 @@ def test_another_size_is_interpolated_as_torchvision_does(tmp_path):
     image = torch.randn(1, 3, 48, 24)
     with torch.no_grad():
         found = checkpoint.build()(image)[0]
-    close(found, logits_of(arrays, image[0].double().numpy(), positions))
+    return found, logits_of(arrays, image[0].double().numpy(), positions)
+
+
+def test_another_size_is_interpolated_as_torchvision_does(tmp_path):
+    close(*at_another_size(tmp_path, arrays_of()))
+
+
+def row(wide):
+    def measured():
+        arrays = arrays_of(wide)
+        image = torch.randn(1, 3, 32, 32)
+        with tempfile.TemporaryDirectory() as place, torch.no_grad():
+            found = read(written(Path(place), arrays)).build()(image)[0]
+            other = at_another_size(Path(place), arrays)
+        wanted = logits_of(arrays, image[0].double().numpy())
+        family = "ViT, pre-logits" if wide else "ViT"
+        return Row(
+            family, "torchvision", "its source in float64 NumPy", relative(found, wanted), None, relative(*other)
+        )
+
+    return measured
+
+
+ROWS.update({f"torchvision {wide}": row(wide) for wide in (None, 24)})
 
 
 def test_a_photograph_is_seen_as_torchvision_shows_it(tmp_path, vitrail_command):

@@ -1,13 +1,14 @@
 """Kills a run again and again, at random instants; in the end it must be the run that nobody disturbed.
 
-    python benchmarks/faults/kill.py [--trials 20] [--seed 0] [--steps 60]
+    python benchmarks/faults/kill.py [--trials 50] [--seed 0] [--steps 60] [--setups plain,averaged]
 
 Every trial starts the same command until it ends by itself. Each start is killed with signal 9 after a time drawn
 uniformly from half the length of the undisturbed run, so that kills hit the loading, the steps, the evaluations, the
-judging and, since a state is saved after every third step, often a save. Compared are the SHA-256 of weights, optimizer
-and predictions, and which state is called latest and best. The processes are forked from one that has imported PyTorch:
-a start takes a tenth of a second, and the kills hit the run itself. Prints a line per trial and `20/20`; status 1 where
-a trial differs, or was not killed.
+judging and, since a state is saved after every third step, often a save. The trials take turns with everything that has
+a state of its own: optimizers, moving averages, distillation, sampling, mixing, patch dropout, LoRA. Compared are the
+SHA-256 of weights, of all that a run goes on from, of the best weights and predictions, and which state is called latest
+and best. The processes are forked from one that has imported PyTorch: a start takes a tenth of a second, and the kills
+hit the run itself. Prints a line per trial and `50/50`; status 1 where a trial differs, or was not killed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +33,41 @@ from PIL import Image
 
 from vitrail.recipes.execute import Asked, Machine, train
 
-SETTINGS = {
+BATCH, PER_EPOCH = 8, 4  # 32 of the 40 pictures are for training
+MODEL = {
     "model.size.dim": "16", "model.size.depth": "1", "model.size.heads": "2", "model.size.hidden": "16",
-    "model.block.dropout": "0.1", "augmentation.mixup": '{"alpha": 0.2}', "training.batch_size": "8",
+    "model.block.dropout": "0.1",
 }  # fmt: skip
+MIXUP = {"augmentation.mixup": '{"alpha": 0.2}'}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One kind of tiny run.
+
+    Attributes:
+        settings: TEACHER stands for the folder of a finished run.
+        tuned: it starts from the teacher's weights.
+    """
+
+    settings: Mapping[str, str] = field(default_factory=lambda: MODEL | MIXUP)
+    tuned: bool = False
+
+
+SETUPS = {
+    "plain": Setup(),
+    "averaged": Setup(MODEL | {"objective": "averaged", "optimizer": "adamw"}),
+    "sharpness-aware": Setup(MODEL | {"objective": "sharpness-aware", "optimizer": "sgd"}),
+    "averaged sharpness-aware": Setup(MODEL | {"objective": '{"type": "averaged", "objective": {"type": "sharpness-aware"}}'}),
+    "lion, repeated": Setup(MODEL | {"optimizer": "lion", "sampling": "repeated"}),
+    "adamw, balanced": Setup(MODEL | MIXUP | {"optimizer": "adamw", "sampling": "balanced"}),
+    "layer-decay, cutmix": Setup(MODEL | {"optimizer": "layer-decay", "augmentation.cutmix": '{"alpha": 1.0}'}),
+    "adafactor, patch dropout": Setup(MODEL | {"optimizer": "adafactor", "thrift.patch_dropout": "0.5"}),
+    "distillation": Setup(MODEL | {"objective": '{"type": "distillation", "teacher": "TEACHER"}'}),
+    "bfloat16 buffer": Setup(MODEL | {"optimizer": '{"type": "sgd", "buffer": "bfloat16"}', "training.micro_batch": "3"}),
+    "lora": Setup({"tuning": '{"type": "lora", "rank": 2}', "model.block.dropout": "0.1"}, tuned=True),
+}  # fmt: skip
+PLAIN = SETUPS["plain"]
 
 
 def write_pictures(root: Path) -> Path:
@@ -48,10 +82,18 @@ def write_pictures(root: Path) -> Path:
     return root
 
 
-def tiny(data: Path, out: Path, steps: int, workers: int = 0) -> None:
-    """`steps` updates of a batch of 8; 32 of the 40 pictures are for training."""
-    settings = SETTINGS | {"training.epochs": str(steps / 4), "training.evaluations": str(max(1, steps // 3))}
-    train(str(data), out, Asked(settings=settings), Machine("cpu", workers, threads=1), quiet=True)
+def asked(data: Path, steps: int, setup: Setup = PLAIN) -> Asked:
+    """`steps` updates, a state after every third; a setup's teacher is the run `warm` beside the pictures."""
+    teacher = str(data.parent / "warm")
+    settings = {key: text.replace("TEACHER", teacher) for key, text in setup.settings.items()}
+    settings |= {"training.batch_size": str(BATCH), "training.epochs": str(steps / PER_EPOCH)}
+    settings |= {"training.evaluations": str(max(1, steps // 3))}
+    return Asked(weights=teacher if setup.tuned else None, settings=settings)
+
+
+def tiny(data: Path, out: Path, steps: int, workers: int = 0, setup: Setup = PLAIN) -> None:
+    """A run from beginning to end, or from where it stands."""
+    train(str(data), out, asked(data, steps, setup), Machine("cpu", workers, threads=1), quiet=True)
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -67,32 +109,61 @@ def digests(run: Path) -> dict[str, str]:
     return pointers | {f"{key} hash": hashlib.sha256(file.read_bytes()).hexdigest() for key, file in files.items()}
 
 
-def attempt(data: Path, out: Path, steps: int, seconds: float | None) -> bool:
-    """Starts the command in a process of its own and kills it after `seconds`; whether it came to its end."""
+def differing(expected: Mapping[str, str], run: Path) -> list[str]:
+    """What of a run is not as it should be."""
+    found = digests(run)
+    return [name for name in expected if found[name] != expected[name]]
+
+
+def forked(work: Callable[[], object]) -> int:
+    """The process that does `work` and nothing else; its status is 1 where that fails."""
     child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            tiny(data, out, steps)
-            status = 0
-        finally:
-            os._exit(status)
-    if seconds is not None:
-        timer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
+    if child:
+        return child
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def ended(child: int, number: int | None = None, seconds: float = 0.0) -> int:
+    """The exit status of a process, negative for a signal; sends it signal `number` after `seconds`."""
+    timer = threading.Timer(seconds, os.kill, (child, number))
+    if number is not None:
         timer.start()
     _, status = os.waitpid(child, 0)
-    if seconds is not None:
-        timer.cancel()
+    timer.cancel()
+    if number is not None:
         timer.join()
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+    return os.waitstatus_to_exitcode(status)
+
+
+def whole(work: Callable[[], object]) -> float:
+    """Does `work` in a process of its own, undisturbed; the seconds it took."""
+    start = time.monotonic()
+    if ended(forked(work)) != 0:
         raise SystemExit("the run failed by itself; its message is above")
-    return os.WIFEXITED(status)
+    return time.monotonic() - start
 
 
-def trial(data: Path, out: Path, steps: int, length: float, luck: random.Random) -> list[str]:
+def prepared(place: Path) -> Path:
+    """The pictures, and beside them the teacher, whose run has also loaded whatever is loaded once."""
+    torch.set_num_threads(1)  # before the first fork: a child has none of its parent's threads
+    data = write_pictures(place / "data")
+    whole(lambda: tiny(data, place / "warm", 12))
+    return data
+
+
+def trial(work: Callable[[], object], out: Path, length: float, luck: random.Random) -> list[str]:
     """The steps that had been saved when the kills came."""
     reached: list[str] = []
-    while not attempt(data, out, steps, luck.uniform(0, length / 2)):
+    while status := ended(forked(work), signal.SIGKILL, luck.uniform(0, length / 2)):
+        if status != -signal.SIGKILL:
+            raise SystemExit("the run failed by itself; its message is above")
         latest = out / "checkpoints" / "latest"
         reached.append(latest.read_text().strip().removeprefix("step-") if latest.exists() else "0")
     return reached
@@ -100,33 +171,32 @@ def trial(data: Path, out: Path, steps: int, length: float, luck: random.Random)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60)
-    asked = parser.parse_args()
-    torch.set_num_threads(1)  # before the first fork: a child has none of its parent's threads
-    luck, good, kills = random.Random(asked.seed), 0, 0
+    parser.add_argument("--setups", type=lambda text: text.split(","), default=list(SETUPS), help=", ".join(SETUPS))
+    options = parser.parse_args()
+    luck, good, kills = random.Random(options.seed), 0, 0
+    undisturbed: dict[str, tuple[float, dict[str, str]]] = {}
     with tempfile.TemporaryDirectory() as place:
-        data = write_pictures(Path(place) / "data")
-        attempt(data, Path(place) / "warm", 3, None)
-        start = time.monotonic()
-        attempt(data, Path(place) / "whole", asked.steps, None)
-        length = time.monotonic() - start
-        expected = digests(Path(place) / "whole")
-        print(
-            f"undisturbed: {asked.steps} steps in {length:.1f} s, weights {expected['weights hash'][:12]}", flush=True
-        )
-        for number in range(asked.trials):
+        data = prepared(Path(place))
+        for number in range(options.trials):
+            name = options.setups[number % len(options.setups)]
+            if name not in undisturbed:
+                out = Path(place) / name
+                length = whole(lambda: tiny(data, out, options.steps, 0, SETUPS[name]))  # noqa: B023  done at once
+                undisturbed[name] = length, digests(out)
+                print(f"undisturbed, {name}: {options.steps} steps in {length:.1f} s", flush=True)
+            length, expected = undisturbed[name]
             out = Path(place) / f"trial-{number}"
-            reached = trial(data, out, asked.steps, length, luck)
+            reached = trial(lambda: tiny(data, out, options.steps, 0, SETUPS[name]), out, length, luck)  # noqa: B023
             kills += len(reached)
-            found = digests(out)
-            differing = [name for name in expected if found[name] != expected[name]]
-            good += bool(reached) and not differing
-            verdict = f"differs: {', '.join(differing)}" if differing else "same"
-            print(f"trial {number + 1:2d}: killed after steps {', '.join(reached)}: {verdict}", flush=True)
-    print(f"{kills} kills, runs that ended as the undisturbed one: {good}/{asked.trials}")
-    return 0 if good == asked.trials else 1
+            differs = differing(expected, out)
+            good += bool(reached) and not differs
+            verdict = f"differs: {', '.join(differs)}" if differs else "same"
+            print(f"trial {number + 1:2d}, {name}: killed after steps {', '.join(reached)}: {verdict}", flush=True)
+    print(f"{kills} kills, runs that ended as the undisturbed one: {good}/{options.trials}")
+    return 0 if good == options.trials else 1
 
 
 if __name__ == "__main__":

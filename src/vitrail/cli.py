@@ -66,7 +66,8 @@ def demo(
 ) -> int:
     """Train a small Vision Transformer on the built-in images (about three minutes on two cores)."""
     from vitrail.commands.training import run_training
-    from vitrail.recipes.execute import Asked, Machine
+    from vitrail.recipes.asked import Asked
+    from vitrail.recipes.assembly import Machine
 
     asked = Asked(recipe="demo", settings={"training.seed": str(seed)})
     where = out or Path("runs/demo")
@@ -117,7 +118,8 @@ def train(
         Also write RUN/trackers for tensorboard, wandb (offline), mlflow: a list with commas. Never changes the result.
     """
     from vitrail.commands.training import run_training
-    from vitrail.recipes.execute import Asked, Machine
+    from vitrail.recipes.asked import Asked
+    from vitrail.recipes.assembly import Machine
     from vitrail.training.trackers import named
 
     trackers = named(track) if track is not None else ()

@@ -54,7 +54,7 @@ def run_preview(data: str, recipe: str | None, seed: int, out: Path) -> int:
     """Writes the contact sheet."""
     from vitrail.data.preview import contact_sheet
     from vitrail.data.transforms import TRANSFORMS
-    from vitrail.recipes.execute import Asked, plan_run
+    from vitrail.recipes.asked import Asked, plan_run
 
     source, run = plan_run(data, Asked(recipe=recipe, settings={"training.seed": str(seed)}))
     names = {kind: name for name, kind in TRANSFORMS.items()}

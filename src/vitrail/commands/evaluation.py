@@ -17,7 +17,7 @@ from vitrail.evaluation.accuracy import outcome
 from vitrail.evaluation.baselines import majority, nearest_pixels
 from vitrail.files import read_json, write_json
 from vitrail.images import readable_name
-from vitrail.recipes.execute import Machine
+from vitrail.recipes.assembly import Machine
 from vitrail.statistics import share
 
 MAX_BAD_SHARE = 0.05

@@ -15,7 +15,7 @@ from vitrail.images import Picture, read_picture, readable_name, to_pillow
 from vitrail.inspection.caveats import query_name
 from vitrail.inspection.explanation import Explanation, Patch, explain
 from vitrail.inspection.figure import figure
-from vitrail.recipes.execute import Machine
+from vitrail.recipes.assembly import Machine
 
 
 def run_explanation(

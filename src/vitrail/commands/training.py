@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 from vitrail.commands.plan import duration, plan_text
-from vitrail.recipes.execute import Asked, Machine, train
+from vitrail.recipes.asked import Asked
+from vitrail.recipes.assembly import Machine
+from vitrail.recipes.execute import train
 from vitrail.recipes.judge import Result
 from vitrail.recipes.plan import plan as make_plan
 from vitrail.report.findings import findings, next_steps

@@ -10,7 +10,9 @@ from vitrail.data.batches import Pictures
 from vitrail.data.sources import Source, most_common
 from vitrail.evaluation.baselines import Baseline, majority
 from vitrail.model.sizes import cost
-from vitrail.recipes.execute import Asked, Machine, default_folder, plan_run, threads_of
+from vitrail.recipes.asked import Asked, plan_run
+from vitrail.recipes.assembly import Machine
+from vitrail.recipes.beginning import default_folder, threads_of
 from vitrail.recipes.judge import read_result
 from vitrail.recipes.rehearsal import Rehearsal, measured
 from vitrail.recipes.room import Choice, Needs, Room, choices, shortage_explained

@@ -20,7 +20,7 @@ from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import Outcome, outcome
 from vitrail.evaluation.baselines import SIDE, nearest_pixels, pixels
 from vitrail.model.sizes import cost
-from vitrail.recipes.execute import Machine, checked_pictures, checkpoint_of, reading_threads, trainer_of
+from vitrail.recipes.assembly import Machine, checked_pictures, checkpoint_of, reading_threads, trainer_of
 from vitrail.recipes.judge import TRAIN_SAMPLE
 from vitrail.recipes.room import STATES, in_memory
 from vitrail.recipes.run import Run

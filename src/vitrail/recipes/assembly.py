@@ -1,0 +1,129 @@
+"""From a run to everything that trains: pictures that can be read, the model, the trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from vitrail.checkpoints.adapt import adapt
+from vitrail.checkpoints.checkpoint import Checkpoint
+from vitrail.checkpoints.loading import read
+from vitrail.checkpoints.native import write_files
+from vitrail.data.batches import Pictures, StepBatches, readable
+from vitrail.data.check import Examiner
+from vitrail.data.sources import Source
+from vitrail.deployment.classifier import Classifier
+from vitrail.errors import UsageError
+from vitrail.evaluation.accuracy import Accuracy
+from vitrail.model.backbone import Backbone, build
+from vitrail.model.low_rank import merged
+from vitrail.recipes.run import Run
+from vitrail.training.loop import Parts, Trainer
+from vitrail.training.memory import Usage
+from vitrail.training.progress import Progress
+from vitrail.training.trackers import Tracker
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What may differ from one computer to the next. Only `threads` can change the last bits of a result on a CPU."""
+
+    device: str = "auto"
+    workers: int = 0
+    threads: int = field(default_factory=lambda: torch.get_num_threads())
+    trackers: tuple[type[Tracker], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise UsageError("VT002", f"--device {self.device}", "auto, cpu or cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError(
+                "VT002", "--device cuda, but PyTorch finds no CUDA device", "auto or cpu", "vitrail doctor"
+            )
+        if self.workers < 0:
+            raise UsageError("VT002", f"--workers {self.workers}", "0 or more processes")
+
+    @property
+    def torch_device(self) -> str:
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def checked_pictures(source: Source, run: Run, examiner: Examiner | None = None) -> dict[str, Pictures]:
+    """The splits with their unreadable pictures left out; refuses where there are too many.
+
+    Args:
+        examiner: is shown every picture as it is decoded, and may look at it again.
+    """
+    own = {name: split for name, split in source.splits.items() if name != "test" or split is not source.splits["val"]}
+    checked = {
+        name: Pictures(split, run.preprocessing).check(reading_threads(), examiner.watching(name) if examiner else None)
+        for name, split in own.items()
+    }
+    good = readable(checked, run.data.max_bad_share)
+    if examiner is not None:
+        examiner.look = lambda split, index: checked[split][index]
+    return {name: good[name if name in own else "val"] for name in source.splits}
+
+
+def reading_threads() -> int:
+    """How many pictures are decoded at the same time."""
+    return min(4, os.cpu_count() or 1)
+
+
+def initial_model(run: Run, source: Source) -> Backbone:
+    """Random weights of the seed, or the checkpoint adapted to the task."""
+    if run.weights is None:
+        return build(run.model, run.training.seed)
+    adapted = adapt(read(run.weights), source.classes, run.model.image_size)
+    return replace(adapted, config=run.model).build()
+
+
+def trainer_of(
+    run: Run,
+    source: Source,
+    pictures: Mapping[str, Pictures],
+    machine: Machine,
+    folder: Path,
+    quiet: bool,
+    usage: Usage,
+) -> Trainer:
+    """Everything that trains; nothing is written before its `fit`."""
+    device = machine.torch_device
+    model = initial_model(run, source).to(device)
+    run.tuning.prepare(model, run.training.seed)
+    objective = run.objective.build(model, run.preprocessing, source.classes)
+    run.thrift.prepare(model)
+    judged = objective.backbone  # the model that learns, or its average
+    predictor = Classifier(checkpoint_of(run, source, judged), device)
+    predictor.__dict__["module"] = judged  # the very module, not a copy
+    evaluator = Accuracy("val", pictures["val"])
+    total = run.training.steps(len(pictures["train"].dataset))
+    parts = Parts(
+        objective=objective,
+        optimizers=run.optimizer.build(model),
+        schedule=run.schedule,
+        batches=StepBatches(
+            pictures["train"], run.augmentation.transforms, run.training.seed, run.training.batch_size, run.sampling
+        ),
+        evaluate=lambda: dict(evaluator.run(predictor)),
+        write_model=lambda place: write_files(checkpoint_of(run, source, judged), place),
+        mixing=run.augmentation.mixing,
+        device=device,
+        workers=machine.workers,
+        max_bad_share=run.data.max_bad_share,
+    )
+    progress = Progress(folder, total, run.training.batch_size, len(pictures["train"].dataset), quiet, usage)
+    return Trainer(parts, run.training, folder, progress)
+
+
+def checkpoint_of(run: Run, source: Source, model: Backbone) -> Checkpoint:
+    provenance = {"recipe": run.recipe, "data": source.name, "data fingerprint": source.fingerprint}
+    return Checkpoint(run.model, merged(model), run.preprocessing, source.classes, source.multi_label, provenance)
