@@ -43,7 +43,7 @@ from vitrail.training.optimizer import SGD, AdamW, LayerDecay, Optimizer
 WHOLE = {"preprocessing.fit": "stretch", "preprocessing.crop_share": "1.0", "preprocessing.rounding": "none"}
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
 TRIALS: tuple[Optimizer, ...] = (
-    SGD(lr=0.003), SGD(lr=0.01), SGD(lr=0.03), AdamW(lr=1e-4, weight_decay=0.05), LayerDecay(AdamW(lr=5e-4, weight_decay=0.05), 0.75),
+    SGD(lr=0.003), SGD(lr=0.01), SGD(lr=0.03), AdamW(1e-4, 0.05), LayerDecay(AdamW(5e-4, 0.05), 0.75),
 )  # fmt: skip
 Features = Mapping[str, NDArray[np.float32]]
 

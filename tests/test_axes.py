@@ -9,7 +9,7 @@ import torch
 import oracle
 from test_model import TINY, images_for, stirred
 from vitrail import configuration
-from vitrail.checkpoints.checkpoint import expected_shapes
+from vitrail.checkpoints.checkpoint import unfilled
 from vitrail.errors import UsageError
 from vitrail.model.backbone import BackboneConfig
 from vitrail.model.block import FEED_FORWARDS, MLP
@@ -34,6 +34,11 @@ from vitrail.model.resnet import ResNetConfig
 from vitrail.model.tokenizers import TOKENIZERS, ConvolutionalStem, LinearPatches
 from vitrail.model.trunks import TRUNKS
 from vitrail.model.vit import AXES, Size, ViTConfig, build
+
+
+def shapes_of(model):
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
 
 INJECTIONS = ("stem", "every-layer", "shared")
 POSITION_VALUES = [NoPosition()] + [
@@ -94,7 +99,7 @@ def test_contract(config):
     assert configuration.decode(BackboneConfig, encoded, ALL_AXES) == config
     assert len(fields(config)) <= 7
     model, images = stirred(config), images_for(config)
-    assert expected_shapes(config) == {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert shapes_of(unfilled(config)) == shapes_of(model)
     logits = model(images)
     assert logits.shape == (2, 7) and torch.isfinite(logits).all()
     logits.square().sum().backward()
@@ -114,7 +119,7 @@ def test_contract(config):
         baked = model.at((48, 24))
         torch.testing.assert_close(resized, baked(larger), rtol=1e-5, atol=1e-5)
         assert baked.config.image_size == (48, 24)
-        assert {name: tuple(value.shape) for name, value in baked.state_dict().items()} == expected_shapes(baked.config)
+        assert shapes_of(baked) == shapes_of(unfilled(baked.config))
         if not config.attends:
             with pytest.raises(UsageError, match="no attention"):
                 model.capture("attention")

@@ -10,6 +10,7 @@ FROZEN = {
     "demo": {"--json", "--out", "--overwrite", "--plan", "--quiet", "--seed"},
     "train": {
         *("--recipe", "--model", "--weights", "--image-size", "--epochs", "--batch-size", "--lr", "--seed", "--set"),
+        "--time-limit",
         *("--out", "--overwrite", "--plan", "--workers", "--track", "--device", "--json", "--quiet"),
     },
     "eval": {"--data", "--split", "--image-size", "--family", "--out", "--device", "--json"},

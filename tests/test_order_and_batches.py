@@ -11,7 +11,8 @@ from PIL import Image
 from scipy import stats
 
 from vitrail.data import batches
-from vitrail.data.batches import Batch, Pictures, StepBatches, evaluation_batches, readable, training_batches
+from vitrail.data.batches import Batch, Pictures, StepBatches, evaluation_batches, readable
+from vitrail.data.delivery import training_batches
 from vitrail.data.order import Order, Repeated, Shuffled, draws, id_words, permutation, step_seed
 from vitrail.data.sources import open_source
 from vitrail.data.transforms import Flip, RandAugment, RandomResizedCrop, augment

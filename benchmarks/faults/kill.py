@@ -1,6 +1,6 @@
 """Kills a run again and again, at random instants; in the end it must be the run that nobody disturbed.
 
-    python benchmarks/faults/kill.py [--trials 50] [--seed 0] [--steps 60] [--setups plain,averaged]
+    python benchmarks/faults/kill.py [--trials 50] [--seed 0] [--steps 60] [--setups "plain;averaged"]
 
 Every trial starts the same command until it ends by itself. Each start is killed with signal 9 after a time drawn
 uniformly from half the length of the undisturbed run, so that kills hit the loading, the steps, the evaluations, the
@@ -14,6 +14,7 @@ hit the run itself. Prints a line per trial and `50/50`; status 1 where a trial 
 from __future__ import annotations
 
 import argparse
+import atexit
 import hashlib
 import os
 import random
@@ -22,8 +23,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -82,10 +85,11 @@ def write_pictures(root: Path) -> Path:
     return root
 
 
-def asked(data: Path, steps: int, setup: Setup = PLAIN) -> Asked:
+def command(data: Path, steps: int, setup: Setup = PLAIN) -> Asked:
     """`steps` updates, a state after every third; a setup's teacher is the run `warm` beside the pictures."""
     teacher = str(data.parent / "warm")
-    settings = {key: text.replace("TEACHER", teacher) for key, text in setup.settings.items()}
+    settings = {"training.precision": "float32", "training.micro_batch": "null"}  # not what this computer would choose
+    settings |= {key: text.replace("TEACHER", teacher) for key, text in setup.settings.items()}
     settings |= {"training.batch_size": str(BATCH), "training.epochs": str(steps / PER_EPOCH)}
     settings |= {"training.evaluations": str(max(1, steps // 3))}
     return Asked(weights=teacher if setup.tuned else None, settings=settings)
@@ -93,7 +97,7 @@ def asked(data: Path, steps: int, setup: Setup = PLAIN) -> Asked:
 
 def tiny(data: Path, out: Path, steps: int, workers: int = 0, setup: Setup = PLAIN) -> None:
     """A run from beginning to end, or from where it stands."""
-    train(str(data), out, asked(data, steps, setup), Machine("cpu", workers, threads=1), quiet=True)
+    train(str(data), out, command(data, steps, setup), Machine("cpu", workers, threads=1), quiet=True)
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -116,14 +120,16 @@ def differing(expected: Mapping[str, str], run: Path) -> list[str]:
 
 
 def forked(work: Callable[[], object]) -> int:
-    """The process that does `work` and nothing else; its status is 1 where that fails."""
+    """The process that does `work` and nothing else; its status is what that returns, or 1 where it fails."""
+    sys.stdout.flush()
     child = os.fork()
     if child:
         return child
     status = 1
     try:
-        work()
-        status = 0
+        status = int(work() or 0)  # type: ignore[call-overload]
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -150,53 +156,73 @@ def whole(work: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
-def prepared(place: Path) -> Path:
-    """The pictures, and beside them the teacher, whose run has also loaded whatever is loaded once."""
+@cache
+def workshop() -> Path:
+    """A folder until the program ends: pictures in `data`, a teacher in `warm`, whose run has loaded what is loaded once."""
     torch.set_num_threads(1)  # before the first fork: a child has none of its parent's threads
-    data = write_pictures(place / "data")
-    whole(lambda: tiny(data, place / "warm", 12))
-    return data
+    place = tempfile.TemporaryDirectory()
+    atexit.register(place.cleanup)
+    data = write_pictures(Path(place.name) / "data")
+    whole(lambda: tiny(data, Path(place.name) / "warm", 12))
+    return Path(place.name)
 
 
-def trial(work: Callable[[], object], out: Path, length: float, luck: random.Random) -> list[str]:
-    """The steps that had been saved when the kills came."""
-    reached: list[str] = []
-    while status := ended(forked(work), signal.SIGKILL, luck.uniform(0, length / 2)):
+def new_folder(stem: str) -> Path:
+    """A name in the workshop that is not taken."""
+    return workshop() / f"{stem}-{len(list(workshop().iterdir()))}"
+
+
+@cache
+def undisturbed(name: str, steps: int) -> tuple[float, dict[str, str]]:
+    """How long a setup's run takes that nobody disturbs, in seconds, and its digests."""
+    data, out = workshop() / "data", new_folder("whole")
+    length = whole(lambda: tiny(data, out, steps, 0, SETUPS[name]))
+    print(f"undisturbed, {name}: {steps} steps in {length:.1f} s", flush=True)
+    return length, digests(out)
+
+
+def saved_step(run: Path) -> int:
+    """The step of the state that `latest` names, 0 where there is none."""
+    latest = run / "checkpoints" / "latest"
+    return int(latest.read_text().strip().removeprefix("step-")) if latest.exists() else 0
+
+
+def trial(name: str, steps: int, out: Path, luck: random.Random) -> list[int]:
+    """Starts and kills a run until it ends; the steps that had been saved when the kills came."""
+    length, _ = undisturbed(name, steps)
+    reached: list[int] = []
+    run = partial(tiny, workshop() / "data", out, steps, 0, SETUPS[name])
+    while status := ended(forked(run), signal.SIGKILL, luck.uniform(0, length / 2)):
         if status != -signal.SIGKILL:
             raise SystemExit("the run failed by itself; its message is above")
-        latest = out / "checkpoints" / "latest"
-        reached.append(latest.read_text().strip().removeprefix("step-") if latest.exists() else "0")
+        reached.append(saved_step(out))
     return reached
 
 
-def main() -> int:
+def verdict(good: int, trials: int, what: str) -> int:
+    """Prints the last line of a script; its exit status."""
+    print(f"{what}: {good}/{trials}", flush=True)
+    return 0 if good == trials else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--setups", type=lambda text: text.split(","), default=list(SETUPS), help=", ".join(SETUPS))
-    options = parser.parse_args()
-    luck, good, kills = random.Random(options.seed), 0, 0
-    undisturbed: dict[str, tuple[float, dict[str, str]]] = {}
-    with tempfile.TemporaryDirectory() as place:
-        data = prepared(Path(place))
-        for number in range(options.trials):
-            name = options.setups[number % len(options.setups)]
-            if name not in undisturbed:
-                out = Path(place) / name
-                length = whole(lambda: tiny(data, out, options.steps, 0, SETUPS[name]))  # noqa: B023  done at once
-                undisturbed[name] = length, digests(out)
-                print(f"undisturbed, {name}: {options.steps} steps in {length:.1f} s", flush=True)
-            length, expected = undisturbed[name]
-            out = Path(place) / f"trial-{number}"
-            reached = trial(lambda: tiny(data, out, options.steps, 0, SETUPS[name]), out, length, luck)  # noqa: B023
-            kills += len(reached)
-            differs = differing(expected, out)
-            good += bool(reached) and not differs
-            verdict = f"differs: {', '.join(differs)}" if differs else "same"
-            print(f"trial {number + 1:2d}, {name}: killed after steps {', '.join(reached)}: {verdict}", flush=True)
-    print(f"{kills} kills, runs that ended as the undisturbed one: {good}/{options.trials}")
-    return 0 if good == options.trials else 1
+    parser.add_argument("--setups", default=";".join(SETUPS), help="separated by ;")
+    asked = parser.parse_args(arguments)
+    luck, good, kills = random.Random(asked.seed), 0, 0
+    names = asked.setups.split(";")
+    for number in range(asked.trials):
+        name, out = names[number % len(names)], new_folder("killed")
+        reached = trial(name, asked.steps, out, luck)
+        differs = differing(undisturbed(name, asked.steps)[1], out)
+        kills += len(reached)
+        good += bool(reached) and not differs
+        told = f"differs: {', '.join(differs)}" if differs else "same"
+        print(f"trial {number + 1:2d}, {name}: killed after steps {', '.join(map(str, reached))}: {told}", flush=True)
+    return verdict(good, asked.trials, f"{kills} kills, runs that ended as the undisturbed one")
 
 
 if __name__ == "__main__":

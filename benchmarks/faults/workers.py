@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kill import digests, tiny, write_pictures
+from kill import digests, new_folder, tiny, workshop
 
 
 def main() -> int:

@@ -6,8 +6,10 @@ Results go to stdout, progress and errors to stderr. Exit status: 0 ok, 1 failed
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +18,7 @@ from cyclopts import Parameter
 
 from vitrail import __version__
 from vitrail.commands.usage import unknown, usage_error, verbs_of
-from vitrail.configuration import assignments, parse_size
+from vitrail.configuration import assignments, parse_rates, parse_size, parse_time
 from vitrail.errors import Interrupted, VitrailError
 
 app = cyclopts.App(
@@ -86,7 +88,8 @@ def train(
     image_size: Size = None,
     epochs: float | None = None,
     batch_size: int | None = None,
-    lr: float | None = None,
+    lr: str | None = None,
+    time_limit: str | None = None,
     seed: Seed = 0,
     workers: int = 0,
     track: str | None = None,
@@ -111,7 +114,10 @@ def train(
     weights
         Start from these weights: a run folder, a model folder or a file of any known format.
     lr
-        Learning rate of the recipe's optimizer.
+        Learning rate of the recipe's optimizer. Several, 0.001,0.003,0.01: each is tried on held-out pictures, the best one
+        is then trained on all but the test pictures, as the paper does.
+    time_limit
+        End within 30m, 90s, 1h30m: the number of epochs is chosen for it, from measured steps.
     workers
         Processes that prepare images; never changes the result.
     track
@@ -124,10 +130,13 @@ def train(
 
     trackers = named(track) if track is not None else ()
     settings = {"training.seed": str(seed), **assignments(set_)}
-    for key, value in (("training.epochs", epochs), ("training.batch_size", batch_size), ("optimizer.lr", lr)):
+    rates = parse_rates(lr)
+    rate = rates[0] if len(rates) == 1 else None
+    for key, value in (("training.epochs", epochs), ("training.batch_size", batch_size), ("optimizer.lr", rate)):
         if value is not None:
             settings[key] = str(value)
-    asked = Asked(recipe, model, weights, parse_size(image_size), settings)
+    several = rates if len(rates) > 1 else ()
+    asked = Asked(recipe, model, weights, parse_size(image_size), settings, several, parse_time(time_limit))
     machine = Machine(device=device, workers=workers, trackers=trackers)
     return run_training(data, out, asked, machine, plan, overwrite, json_, quiet)
 
@@ -339,6 +348,8 @@ def verbs(command: cyclopts.App = app) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `vitrail`: runs a verb and turns errors into a message and an exit status."""
+    with suppress(ValueError):  # not in the main thread, where signals cannot be caught
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop, like Ctrl-C
     # The parent may have closed the pipe (| head); the default traceback helps no one.
     sys.exit(_guarded(_call, sys.argv[1:] if arguments is None else arguments))
 

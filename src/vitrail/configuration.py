@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import types
 import typing
@@ -17,6 +18,9 @@ from typing import Any
 from vitrail.errors import UsageError, nearest
 
 Axes = Mapping[type, Mapping[str, type]]  # abstract axis -> name -> final class
+
+
+LONGEST = 8760 * 3600  # seconds of a time limit: a year
 
 
 def require(holds: bool, key: str, value: Any, expected: str) -> None:
@@ -102,6 +106,14 @@ def keys(data: Any, path: str = "") -> list[str]:
     if not isinstance(data, dict):
         return []
     return [name for key, value in data.items() for name in (f"{path}{key}", *keys(value, f"{path}{key}."))]
+
+
+def flat(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Dotted key to value, of all that has no keys of its own."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return found
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
@@ -220,6 +232,28 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
             "VT002", f"--image-size {text}", "pixels, or HEIGHTxWIDTH", "--image-size 224, or --image-size 224x320"
         )
     return int(parts[0]), int(parts[-1])
+
+
+def parse_rates(text: str | None) -> tuple[float, ...]:
+    """ "0.003" or "0.001,0.003,0.01" to numbers; whether they can be rates is for who uses them."""
+    try:
+        return () if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            "VT002", f"--lr {text}", "a number, or several with commas between", "--lr 0.003, or --lr 0.001,0.003,0.01"
+        ) from None
+
+
+def parse_time(text: str | None) -> float | None:
+    """ "90s", "30m" or "1h30m" to seconds."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,6})s)?", text.strip().lower())
+    hours, minutes, rest = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    seconds = 3600 * hours + 60 * minutes + rest
+    if not 0 < seconds <= LONGEST:
+        raise UsageError("VT002", f"--time-limit {text}", f"1s to {LONGEST // 3600}h, such as 90s, 30m or 1h30m")
+    return float(seconds)
 
 
 def assignments(texts: list[str]) -> dict[str, str]:

@@ -38,7 +38,10 @@ def write_error(path: Path, error: OSError) -> VitrailError:
             "VT061", f"{path} cannot be written: {error.strerror}", "a folder that you may write to",
             "write elsewhere with --out",
         )  # fmt: skip
-    return VitrailError("VT062", f"{path} could not be written: {error.strerror or error}", "a working disk")
+    return VitrailError(
+        "VT062", f"{path} could not be written: {error.strerror or error}", "a working disk; nothing that was there before is lost",
+        "look at the disk, or write elsewhere with --out, and run the same command again",
+    )  # fmt: skip
 
 
 def _free_bytes(path: Path) -> int:

@@ -47,6 +47,13 @@ def mcnemar(first: int, second: int) -> float:
     return min(1.0, 2 * math.fsum(math.exp(term) for term in terms))
 
 
+def duration(seconds: float) -> str:
+    """ "3 min 21 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
 def share(value: float, interval: Sequence[float] | None = None) -> str:
     """ "87.3 % (95 % CI 85.8-88.7)"."""
     text = f"{100 * value:.1f} %"

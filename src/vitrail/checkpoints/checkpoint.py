@@ -43,6 +43,7 @@ class Checkpoint(Generic[Model]):
         classes: one name per logit.
         multi_label: several classes may be true at once.
         provenance: where the weights come from and what was assumed about them, for people.
+        spare: an unfilled module, made when the names were compared, for the first `build` of the same configuration.
     """
 
     config: BackboneConfig[Model]
@@ -51,11 +52,16 @@ class Checkpoint(Generic[Model]):
     classes: tuple[str, ...]
     multi_label: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    spare: list[Model] = field(default_factory=list, repr=False, compare=False)
 
     def build(self) -> Model:
         """The module with these weights, in evaluation mode."""
-        with torch.device("meta"), Unfilled():
-            model = self.config.build()
+        try:
+            model = self.spare.pop()
+        except IndexError:
+            model = unfilled(self.config)
+        if model.config != self.config:  # changed since it was read
+            model = unfilled(self.config)
         model.load_state_dict(dict(self.weights), strict=True, assign=True)
         for module in model.modules():  # buffers that are computed and not stored stay behind on "meta"
             for name, buffer in module.named_buffers(recurse=False):
@@ -87,7 +93,7 @@ class Format(Protocol):
         """Writes, or refuses with the reason where the format cannot hold the model."""
 
 
-def expected_shapes(config: BackboneConfig[Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every array of a model, without allocating it."""
+def unfilled(config: BackboneConfig[Model]) -> Model:
+    """The module without numbers: names and shapes of all arrays, and no memory."""
     with torch.device("meta"), Unfilled():
-        return {name: tuple(tensor.shape) for name, tensor in config.build().state_dict().items()}
+        return config.build()

@@ -10,7 +10,7 @@ import vitrail
 from vitrail import configuration
 from vitrail.checkpoints.arrays import CheckpointError, write_safetensors
 from vitrail.checkpoints.carried import RESAMPLE
-from vitrail.checkpoints.checkpoint import Checkpoint, expected_shapes
+from vitrail.checkpoints.checkpoint import Checkpoint, unfilled
 from vitrail.checkpoints.entries import same
 from vitrail.checkpoints.listing import Listing
 from vitrail.errors import VitrailError
@@ -45,16 +45,16 @@ def to_native(found: Listing, image_size: tuple[int, int] | None = None) -> Chec
         multi_label = bool(description["vitrail"].get("multi_label", False))
         provenance = dict(description["vitrail"].get("provenance", {}))
         _check_agreement(config, preprocessing, len(found.names))
-        wanted = expected_shapes(config)
+        model = unfilled(config)
     # RuntimeError: PyTorch, of sizes that no memory has.
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, VitrailError) as error:
         raise CheckpointError(
             "VT076", f"{path}: the configuration is not Vitrail's: {error}", "its own files"
         ) from error
-    entries = [same(name, name, shape) for name, shape in wanted.items()]
+    entries = [same(name, name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
     found.check(entries)
     weights = found.read(entries)
-    return Checkpoint(config, weights, preprocessing, classes, multi_label, provenance)
+    return Checkpoint(config, weights, preprocessing, classes, multi_label, provenance, [model])
 
 
 def obstacles(config: BackboneConfig[Any]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.data.batches import Pictures, readable
-from vitrail.data.sources import Source, open_source
+from vitrail.data.sources import Source, joined, open_source
 from vitrail.deployment.classifier import Classifier, Prediction, load, pictures_below
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation.accuracy import outcome
@@ -46,7 +46,8 @@ def run_evaluation(
     summary: dict[str, Any] = {"split": split, "data": source.name, **found.summary()}
     if split != "train" and not data:
         train = Pictures(source.split("train"), predictor.preprocessing).check().without_bad()
-        val = Pictures(source.split("val"), predictor.preprocessing).check().without_bad()
+        known = source.splits.get("val")  # none where it has joined train
+        val = None if known is None else Pictures(known, predictor.preprocessing).check().without_bad()
         kept = {b.name: {"top1": b.top1, "interval": list(b.interval), "how": b.how}
                 for b in (majority(train, pictures), nearest_pixels(train, val, pictures))}  # fmt: skip
         summary["baselines"] = kept
@@ -72,6 +73,8 @@ def _source(model: Path, data: str | None, is_run: bool) -> Source:
         )
     config = read_json(model / "config.json")["run"]["data"]
     source = open_source(config["source"], config["split_seed"])
+    if config.get("everything"):
+        source = joined(source, config["split_seed"])
     before = read_json(model / "data.json")["fingerprint"]
     if before != source.fingerprint:
         raise DataError(

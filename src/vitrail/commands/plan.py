@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitrail.commands.terminal import wrapped
-from vitrail.statistics import share
+from vitrail.statistics import duration, share
 
 SHOWN = 6  # problems of the data
 WORDS = {
@@ -64,7 +64,17 @@ def _model(found: dict[str, Any]) -> Rows:
         ("Recipe", f"{found['recipe']}: {' of '.join(names)}, lr {optimizer['lr']}, {run['schedule']['type']}, "
                    f"batch {training['batch_size']}{parts}, {training['epochs']:g} epochs"),
         *(("", reason) for reason in found["why"]),
+        *_grid(run),
     ]  # fmt: skip
+
+
+def _grid(run: dict[str, Any]) -> Rows:
+    if not run["grid"]:
+        return []
+    rates, share = ", ".join(f"{rate:g}" for rate in run["grid"]["rates"]), run["grid"]["share"]
+    length = "as many steps as the run" if share == 1 else f"{share:.0%} of the steps of the run"
+    text = f"lr {rates}: each tried on train for {length}, the best on val is taken"
+    return [("", text + ("; then train and val are trained on" if run["data"]["everything"] else ""))]
 
 
 def _cost(found: dict[str, Any]) -> Rows:
@@ -75,13 +85,15 @@ def _cost(found: dict[str, Any]) -> Rows:
         measured += f" of {tried['layers']} of the {found['layers']} layers"
     if tried["images_per_step"] < training["batch_size"]:
         measured += f" of {tried['images_per_step']} images"
+    choosing = seconds.get("choosing the learning rate", 0.0)
     main = sum(seconds[name] for name in ("training", "evaluating", "saving"))
     before = sum(seconds[name] for name in ("opening", "reading", "preparing"))
-    after = sum(seconds.values()) - main - before
+    after = sum(seconds.values()) - main - before - choosing
     free = found["available"]
     rows = [
         ("Cost", f"{found['flops_per_image'] / 1e6:,.0f} MFLOP an image forward; {found['steps']:,} steps, {measured}"),
-        ("", f"time    {duration(found['seconds'])}: reading {duration(before)}, training {duration(main)}, "
+        ("", f"time    {duration(found['seconds'])}: reading {duration(before)}, "
+             + (f"trying rates {duration(choosing)}, " if choosing else "") + f"training {duration(main)}, "
              f"judging {duration(after)}"),
         ("", f"memory  {size(found['memory_bytes'])} more than at the start, {size(found['resident_bytes'])} in all"
              + _free(free["memory"])),
@@ -137,10 +149,3 @@ def _end(found: dict[str, Any]) -> Rows:
 def size(count: float) -> str:
     """Bytes for people: "641 MB", "2.1 GB"; thousands, as disks are sold and df -H shows them."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
-
-
-def duration(seconds: float) -> str:
-    """ "3 min 21 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vitrail.commands.plan import duration, plan_text
 from vitrail.recipes.asked import Asked
@@ -14,7 +16,7 @@ from vitrail.recipes.execute import train
 from vitrail.recipes.judge import Result
 from vitrail.recipes.plan import plan as make_plan
 from vitrail.report.findings import findings, next_steps
-from vitrail.report.story import read_story
+from vitrail.report.story import outcome_words, read_story
 from vitrail.statistics import share
 
 TOLD = 6  # findings, and next steps, on the terminal; the report has all
@@ -35,7 +37,13 @@ def run_training(
         baselines = {b.name: b.top1 for b in result.baselines}
         print(
             json.dumps(
-                {"folder": str(result.folder), **result.summary, "baselines": baselines, "already": result.already}
+                {
+                    "folder": str(result.folder),
+                    **result.summary,
+                    "baselines": baselines,
+                    "already": result.already,
+                    **({"grid": grid} if (grid := read_story(result.folder).grid) else {}),
+                }
             )
         )
     else:
@@ -53,6 +61,7 @@ def result_text(result: Result) -> str:
     lines = [f"{head}   top-1 on {result.summary['n']} test pictures"]
     lines += [f"       {name:<20}{value}" for name, value in rows]
     story = read_story(result.folder)
+    lines += grid_lines(story.grid)
     lines += [f"{finding.severity:<6} {finding.title}" for finding in findings(story) if finding.severity != "good"][
         :TOLD
     ]
@@ -63,3 +72,13 @@ def result_text(result: Result) -> str:
         for number, (_, command) in enumerate(next_steps(story)[:TOLD])
     ]
     return "\n".join(lines)
+
+
+def grid_lines(grid: Mapping[str, Any]) -> list[str]:
+    """The learning rates that were tried, the chosen one marked."""
+    rows = [
+        f"{'tried' if not number else '':<6} lr {row['lr']:<17g}{outcome_words(row)}"
+        + ("   chosen" if row["lr"] == grid["chosen"] else "")
+        for number, row in enumerate(grid.get("rows", ()))
+    ]
+    return rows and [*rows, f"       on {grid['n']:,} held-out pictures, which the run itself was trained on too"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -13,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import get_worker_info
 
 from vitrail.data.order import Order, Sampling, Shuffled, draws, id_words
 from vitrail.data.sources import Dataset
@@ -130,7 +128,11 @@ def kept_in_memory(count: int, preprocessing: Preprocessing) -> bool:
 
 
 class StepBatches(TorchDataset[Batch]):
-    """Batch number `step` of a run: a pure function of the seed and the step, whoever computes it."""
+    """Batch number `step` of a run: a pure function of the seed and the step, whoever computes it.
+
+    Attributes:
+        reading: of every worker, the step and the row of the batch that it reads or has read last.
+    """
 
     def __init__(
         self,
@@ -145,6 +147,7 @@ class StepBatches(TorchDataset[Batch]):
         self.seed, self.batch_size = seed, batch_size
         self.words = id_words(pictures.dataset.ids)
         self.num_draws = sum(transform.num_draws for transform in transforms)
+        self.reading = torch.full((1, 2), -1)
 
     def __getitem__(self, step: int) -> Batch:
         dataset, preprocessing = self.pictures.dataset, self.pictures.preprocessing
@@ -153,7 +156,10 @@ class StepBatches(TorchDataset[Batch]):
         weights = np.ones(len(samples), dtype=np.float32)
         shape = (len(samples), preprocessing.channels, *preprocessing.image_size)
         images = np.full(shape, 128, dtype=np.uint8)
+        worker = get_worker_info()
+        reading = self.reading.numpy()[0 if worker is None else worker.id]
         for row, sample in enumerate(samples):
+            reading[:] = step, row
             try:
                 images[row] = augment(self.pictures[int(sample)], self.transforms, luck[row], preprocessing)
             except DataError:  # it could be read when the run began; it counts for nothing now
@@ -164,28 +170,6 @@ class StepBatches(TorchDataset[Batch]):
             tuple(dataset.ids[sample] for sample in samples),
             torch.from_numpy(weights),
         )
-
-
-def training_batches(batches: StepBatches, start: int, stop: int, workers: int) -> Iterator[Batch]:
-    """Batches of steps start..stop-1 in order. Workers prepare them ahead; their number changes nothing else."""
-    with warnings.catch_warnings():
-        # More workers than cores are slower, not wrong; how many there are is the user's decision.
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        loader: DataLoader[Batch] = DataLoader(
-            batches,
-            batch_size=None,
-            sampler=range(start, stop),
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=_leave_signals_to_the_parent,
-        )
-        return iter(loader)
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; only the parent may decide what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def evaluation_size(preprocessing: Preprocessing) -> int:

@@ -6,8 +6,9 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,20 @@ class Dataset:
         """A picture and what its file says, where there is one; raises DataError where it cannot be read."""
         return self.read_file(index, channels) if self.read_file else (self.read(index, channels), None)
 
+    def joined(self, other: Dataset) -> Dataset:
+        """These samples, and then those."""
+        count = len(self)
+
+        def of(ours: Callable[..., Any] | None, theirs: Callable[..., Any] | None) -> Any:
+            if ours is None or theirs is None:
+                return None
+            return lambda index, *more: ours(index, *more) if index < count else theirs(index - count, *more)
+
+        return Dataset(
+            self.ids + other.ids, np.concatenate([self.targets, other.targets]), of(self.read, other.read),
+            of(self.read_file, other.read_file), of(self.measure, other.measure),
+        )  # fmt: skip
+
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
         chosen = np.asarray(indices, dtype=np.int64)
         read, read_file, measure = self.read, self.read_file, self.measure
@@ -67,6 +82,7 @@ class Source:
         multi_label: several classes, or none, may be true of an image.
         origin: how each split came about, for people: "folder train/", "10 % of train, seed 0".
         fingerprint: changes when a file is added, removed, renamed, relabelled or changes its size.
+        chosen_on: ids of the training images that were val, where val has joined train.
     """
 
     name: str
@@ -75,6 +91,7 @@ class Source:
     multi_label: bool = False
     origin: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str = ""
+    chosen_on: frozenset[str] = frozenset()
 
     def split(self, name: str) -> Dataset:
         if name not in self.splits:
@@ -164,19 +181,42 @@ def with_held_out(source: Source, seed: int) -> Source:
     for name in ("test", "val"):
         if name in splits or (name == "test" and "val" in splits):
             continue
-        train = splits["train"]
-        held, kept = stratified(train, min(0.1, 2000 / len(train)), seed, name)
-        if not len(held):
-            raise DataError(
-                "VT012", f"{source.name} has {len(source.split('train'))} training images: too few to hold some out for {name}",
-                "three images of a class or more", "add images, or give val and test splits of their own",
-            )  # fmt: skip
-        splits["train"], splits[name] = train.subset(kept), train.subset(held)
-        origin[name] = f"{len(held):,} held out of train, the same share of every class, seed {seed}"
+        splits["train"], splits[name], origin[name] = _held_out(source, splits["train"], seed, name)
     if "test" not in splits:
         splits["test"], origin["test"] = splits["val"], "the same images as val; there is no other test split"
     ordered = {name: splits[name] for name in ("train", "val", "test")}
     return Source(source.name, source.classes, ordered, source.multi_label, origin, source.fingerprint)
+
+
+def joined(source: Source, seed: int) -> Source:
+    """Val joins train, so that everything but test is trained on; `chosen_on` says which images those are.
+
+    Where val stands for test too, a test split is held out of train first.
+
+    Raises:
+        DataError: VT012, there are too few images to hold any out.
+    """
+    splits, origin = source.splits, dict(source.origin)
+    train, val, test = splits["train"], splits["val"], splits["test"]
+    if test is val:
+        train, test, origin["test"] = _held_out(source, train, seed, "test")
+    origin["train"] = f"train and val together: {len(train):,} and {len(val):,}"
+    del origin["val"]
+    return replace(
+        source, splits={"train": train.joined(val), "test": test}, origin=origin, chosen_on=frozenset(val.ids)
+    )
+
+
+def _held_out(source: Source, train: Dataset, seed: int, name: str) -> tuple[Dataset, Dataset, str]:
+    """(what is left of train, the new split, where it comes from)."""
+    held, kept = stratified(train, min(0.1, 2000 / len(train)), seed, name)
+    if not len(held):
+        raise DataError(
+            "VT012", f"{source.name} has {len(source.split('train'))} training images: too few to hold some out for {name}",
+            "three images of a class or more", "add images, or give val and test splits of their own",
+        )  # fmt: skip
+    words = f"{len(held):,} held out of train, the same share of every class, seed {seed}"
+    return train.subset(kept), train.subset(held), words
 
 
 def stratified(dataset: Dataset, share: float, seed: int, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

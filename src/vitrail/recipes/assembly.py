@@ -62,7 +62,9 @@ def checked_pictures(source: Source, run: Run, examiner: Examiner | None = None)
     Args:
         examiner: is shown every picture as it is decoded, and may look at it again.
     """
-    own = {name: split for name, split in source.splits.items() if name != "test" or split is not source.splits["val"]}
+    own = {
+        name: split for name, split in source.splits.items() if name != "test" or split is not source.splits.get("val")
+    }
     checked = {
         name: Pictures(split, run.preprocessing).check(reading_threads(), examiner.watching(name) if examiner else None)
         for name, split in own.items()
@@ -104,7 +106,7 @@ def trainer_of(
     judged = objective.backbone  # the model that learns, or its average
     predictor = Classifier(checkpoint_of(run, source, judged), device)
     predictor.__dict__["module"] = judged  # the very module, not a copy
-    evaluator = Accuracy("val", pictures["val"])
+    evaluator = Accuracy("val", pictures["val"]) if "val" in pictures else None  # where val has joined train
     total = run.training.steps(len(pictures["train"].dataset))
     parts = Parts(
         objective=objective,
@@ -113,7 +115,7 @@ def trainer_of(
         batches=StepBatches(
             pictures["train"], run.augmentation.transforms, run.training.seed, run.training.batch_size, run.sampling
         ),
-        evaluate=lambda: dict(evaluator.run(predictor)),
+        evaluate=lambda: dict(evaluator.run(predictor)) if evaluator else {},
         write_model=lambda place: write_files(checkpoint_of(run, source, judged), place),
         mixing=run.augmentation.mixing,
         device=device,

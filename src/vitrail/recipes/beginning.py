@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import date
@@ -14,7 +15,7 @@ from vitrail.data.check import Examiner
 from vitrail.data.sources import Source
 from vitrail.data.tables import csv_text
 from vitrail.errors import UsageError
-from vitrail.files import read_json
+from vitrail.files import read_json, write_json
 from vitrail.model.families import FAMILIES
 from vitrail.model.sizes import cost
 from vitrail.recipes.asked import Asked
@@ -22,14 +23,56 @@ from vitrail.recipes.assembly import Machine
 from vitrail.recipes.run import Run
 from vitrail.training.folder import holds_run
 
+HERE, BY_GRID = "chosen on this computer", "the best of the grid"  # origins of what was decided when a run began
 
-def default_folder(source: Source, run: Run) -> Path:
+
+def decided(run: Run, asked: Asked) -> dict[str, str]:
+    """Keys that the first start of a run decides, and what decides them; what was typed is not among them."""
+    names = ["training.micro_batch", "training.precision"]
+    if run.time_limit is not None:
+        names += ["training.epochs", *(n for n in configuration.keys(run.to_json()) if n.startswith("schedule."))]
+    found = {name: HERE for name in names if name not in asked.settings}
+    return found | ({run.spelled("optimizer.lr"): BY_GRID} if run.grid else {})
+
+
+def settled(folder: Path, run: Run, asked: Asked) -> Run:
+    """The run with what was decided when it began in `folder`, so that it goes on as it began; elsewhere as it is."""
+    if not holds_run(folder):
+        return run
+    config = read_json(folder / "config.json")
+    values = configuration.flat(config["run"])
+    taken = {
+        key: json.dumps(values[key])
+        for key, origin in config.get("origin", {}).items()
+        if origin in (HERE, BY_GRID) and key in values and key not in asked.settings
+    }
+    for key, text in taken.items():
+        with suppress(UsageError):  # a key that this run has not: the difference will be shown
+            run = run.changed({key: text})
+    return run
+
+
+def write_rate(folder: Path, run: Run) -> None:
+    """Puts the learning rate that the grid has chosen into config.json."""
+    config = read_json(folder / "config.json")
+    optimizer, grid = run.to_json()["optimizer"], run.grid
+    if (config["run"]["optimizer"] == optimizer and any("tried" in line for line in config["why"])) or grid is None:
+        return
+    config["run"]["optimizer"] = optimizer
+    rate = configuration.flat(run.to_json())[run.spelled("optimizer.lr")]
+    config["why"].append(
+        f"learning rate {rate:g}: the best of the {len(grid.rates)} that were tried on held-out images"
+    )
+    write_json(folder / "config.json", config)
+
+
+def default_folder(source: Source, run: Run, asked: Asked | None = None) -> Path:
     """runs/DATA-MODEL-DATE; an unfinished or finished run of the same configuration is found again on later days."""
     family = next(name for name, kind in FAMILIES.items() if isinstance(run.model, kind))
     shape = f"{family}{run.model.dim}x{run.model.num_layers}"
     stem = f"{Path(source.name).stem.replace(':', '-') or 'data'}-{shape}"
     for folder in sorted(Path("runs").glob(f"{stem}-????-??-??"), reverse=True):
-        if holds_run(folder) and not _changes(folder, source, run):
+        if holds_run(folder) and not _changes(folder, source, settled(folder, run, asked or Asked())):
             return folder
     return Path("runs") / f"{stem}-{date.today().isoformat()}"
 
@@ -38,13 +81,16 @@ def config_facts(run: Run, asked: Asked, machine: Machine) -> dict[str, Any]:
     """Every value, and where it comes from: the command line, or the recipe, whose reasons stand under "why"."""
     typed = [*map(run.spelled, asked.settings), "data.source"]
     typed += ["model.image_size", "preprocessing.image_size"] if asked.image_size else []
+    typed += ["grid", "data.everything"] if asked.rates else []
+    typed += ["time_limit"] if asked.time_limit is not None else []
     typed += ["model"] if asked.model else ["weights"] if asked.weights else []
     names = [name for name in configuration.keys(run.to_json()) if name != "why"]
     by_hand = {name for name in names for key in typed if f"{name}.".startswith(f"{key}.")}
     counted = cost(run.model)
     return {
         "run": run.to_json(),
-        "origin": {name: "command line" if name in by_hand else f"recipe {run.recipe}" for name in names},
+        "origin": {name: "command line" if name in by_hand else f"recipe {run.recipe}" for name in names}
+        | decided(run, asked),
         "why": list(run.why),
         "model": run.model.words,
         "attends": run.model.attends,
@@ -69,7 +115,7 @@ def data_facts(source: Source, pictures: Mapping[str, Pictures], examiner: Exami
 def split_table(source: Source) -> str:
     rows = []
     for name, dataset in source.splits.items():
-        if name == "test" and dataset is source.splits["val"]:
+        if name == "test" and dataset is source.splits.get("val"):
             continue
         for identity, target in zip(dataset.ids, dataset.targets, strict=True):
             rows.append((identity, ";".join(source.classes[index] for index in target.nonzero()[0]), name))

@@ -71,7 +71,7 @@ def judge(
     found = outcome(predictor, pictures["test"])
     baselines = (
         majority(pictures["train"], pictures["test"]),
-        nearest_pixels(pictures["train"], pictures["val"], pictures["test"]),
+        nearest_pixels(pictures["train"], pictures.get("val"), pictures["test"]),
     )
     predictions = found.predictions()
     predictions.write(folder / "eval" / "test" / "predictions.csv")
@@ -133,7 +133,7 @@ def _suspects(
     if found.multi_label:
         return []
     suspects = held_out(found, "test")
-    if pictures["val"] is not pictures["test"]:
+    if "val" in pictures and pictures["val"] is not pictures["test"]:
         suspects += held_out(outcome(predictor, pictures["val"]), "val")
     train = pictures["train"]
     doubt = resisting(margins, train.dataset.targets.argmax(axis=1))

@@ -12,7 +12,8 @@ from vitrail.evaluation.baselines import Baseline, majority
 from vitrail.model.sizes import cost
 from vitrail.recipes.asked import Asked, plan_run
 from vitrail.recipes.assembly import Machine
-from vitrail.recipes.beginning import default_folder, threads_of
+from vitrail.recipes.beginning import default_folder, settled, threads_of
+from vitrail.recipes.fitting import limited, portioned
 from vitrail.recipes.judge import read_result
 from vitrail.recipes.rehearsal import Rehearsal, measured
 from vitrail.recipes.room import Choice, Needs, Room, choices, shortage_explained
@@ -120,13 +121,19 @@ def plan(
     usage = Usage.begin()
     with measured(usage) as opening:
         source, run = plan_run(data, asked)
-    folder = out if out is not None else default_folder(source, run)
+    folder = out if out is not None else default_folder(source, run, asked)
     refuse_foreign(folder)
+    run = run if overwrite else settled(folder, run, asked)
     started = not overwrite and threads_of(folder, source, run) is not None
     state = "new" if not started else "started" if read_result(folder) is None else "done"
     room = room or Room.here(machine.torch_device, folder)
     with shortage_explained(run, usage):
+        if not started:
+            run = portioned(run, asked, room)
         tried = Rehearsal(source, run, machine, folder, usage, opening, room.memory)
+        if run.time_limit is not None and not started:
+            run = limited(tried, usage.seconds - opening.seconds)
+            tried.of(run)
     needs = Needs(tried.seconds, tried.memory_bytes, tried.activation_bytes, tried.disk_bytes, tried.device_bytes)
     return Plan(
         source, run, folder, state, tried, tried.examination.to_json(), room, needs,

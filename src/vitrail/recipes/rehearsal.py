@@ -39,6 +39,7 @@ STEP_SECONDS = 0.6  # a step that seems to take longer is tried with fewer layer
 STEPS_SECONDS = 1.0
 EVALUATION_SECONDS = 0.5
 NEIGHBOUR_PRODUCTS = 2e10
+CHOOSING = "choosing the learning rate"
 SAVED_A_SECOND = 300e6  # bytes of a saved state, hashed and flushed; the plan writes nothing, so this is no measurement
 
 
@@ -125,6 +126,16 @@ class Rehearsal:
     def steps(self) -> int:
         return self.run.training.steps(len(self.source.split("train")))
 
+    def of(self, run: Run) -> Rehearsal:
+        """The same, where the run has another number of epochs."""
+        before, self.run = self.steps, run
+        for index, part in enumerate(self.parts):
+            if part.name in ("training", CHOOSING):
+                times = 1.0 if part.name == "training" or run.grid is None else len(run.grid.rates) * run.grid.share
+                seconds = part.seconds + times * (self.steps - before) * self.step_seconds
+                self.parts[index] = replace(part, seconds=seconds)
+        return self
+
     @property
     def counts(self) -> dict[str, int]:
         """Pictures of each split; of val alone where it stands for test too."""
@@ -173,7 +184,8 @@ class Rehearsal:
         with measured(self.usage) as self.prepared:
             quick = EVALUATION_SECONDS * products_a_second("float32") / self.tried.flops
             self.quick = max(1, round(quick))
-            val = _as_many(self.pictures["val"], min(self.quick, self.counts["val"]))
+            held = self._judged
+            val = _as_many(held, min(self.quick, len(held.dataset)))
             self.trainer = trainer_of(
                 self.probe, self.source, {**self.pictures, "val": val}, self.machine, folder, True, self.usage
             )
@@ -237,13 +249,17 @@ class Rehearsal:
             with measured(self.usage) as evaluating:
                 self.trainer.parts.objective.eval()
                 self.trainer.parts.evaluate()
-        count, peak = self.counts["val"], evaluating.peak
+        count, peak = self.val_count, evaluating.peak
         together = min(count, evaluation_size(self.run.preprocessing))
         if self.quick < together:
             peak = max(peak, self.prepared.after + 4 * self.run.model.live * together)
         self.image_seconds = evaluating.seconds / min(self.quick, count) * self.whole.flops / self.tried.flops
         self._add("evaluating", self.run.training.evaluations * count * self.image_seconds, peak)
         self._add("saving", self.saving, peak)
+        if self.run.grid is not None:
+            times = len(self.run.grid.rates) * self.run.grid.share
+            parts = [part for part in self.parts if part.name in ("training", "evaluating", "saving")]
+            self._add(CHOOSING, times * sum(part.seconds for part in parts), max(part.memory_bytes for part in parts))
 
     def _judge(self, folder: Path) -> None:
         """A second model, from what was saved, the nearest neighbours, and the pages."""
@@ -263,7 +279,7 @@ class Rehearsal:
 
     def _search(self) -> None:
         """Nearest neighbours, on a sample where there are many pictures."""
-        train, val, test = (self.pictures[name] for name in ("train", "val", "test"))
+        train, val, test = self.pictures["train"], self._judged, self.pictures["test"]
         cached = all(split.cache for split in (train, val, test))
         height, width = (min(SIDE, side) for side in self.run.preprocessing.image_size)
         row = height * width * self.run.preprocessing.channels
@@ -281,11 +297,21 @@ class Rehearsal:
         self.neighbours = baseline
         image = flattening.seconds / queries[1]
         search = max(0.0, searching.seconds - image * (references + sum(queries)))
-        asked = len(self.source.split("val")) + self.test_count
+        asked = self.val_count + self.test_count
         pairs = asked * self.counts["train"] / (sum(queries) * references)
         rows = self.counts["train"] - references + self.test_count - queries[1]
         seconds = image * (asked + self.counts["train"]) + search * pairs
         self._add("nearest neighbours", seconds, searching.peak + rows * row)
+
+    @property
+    def _judged(self) -> Pictures:
+        """The pictures that choose; where val has joined train, those of test stand for them, to be timed."""
+        return self.pictures.get("val", self.pictures["test"])
+
+    @property
+    def val_count(self) -> int:
+        """How many choose: of a run whose val has joined train, only in its trials."""
+        return len(self.source.splits["val"]) if "val" in self.source.splits else len(self.source.chosen_on)
 
     @property
     def test_count(self) -> int:

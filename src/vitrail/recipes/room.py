@@ -160,6 +160,12 @@ def _changed(run: Run, needs: Needs, variant: Run) -> Needs:
 Variants = Iterator[tuple[str, Run]]
 
 
+def smaller_ways(run: Run) -> Variants:
+    """Smaller images and smaller models, the mildest change first."""
+    yield from _images(run)
+    yield from _models(run)
+
+
 def _parts(run: Run) -> Variants:
     size = in_memory(run)
     while size > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,14 +44,35 @@ class Data:
         source: a folder, a CSV file or a built-in name.
         split_seed: decides which images are held out where the source has no split of its own.
         max_bad_share: this share of unreadable pictures is skipped and listed; more stop the run.
+        everything: val joins train. No image chooses the best weights then, and the last ones are taken.
     """
 
     source: str
     split_seed: int = 0
     max_bad_share: float = 0.05
+    everything: bool = False
 
     def __post_init__(self) -> None:
         configuration.require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "0 to 1")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Learning rates that are tried on train and judged on val, before the run itself (paper B.1.1).
+
+    Attributes:
+        share: of the run's steps that each is tried for; the paper tries each for all of them.
+    """
+
+    rates: tuple[float, ...]
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        good = all(0 < rate < math.inf for rate in self.rates) and len(set(self.rates)) == len(self.rates)
+        configuration.require(
+            good and 1 < len(self.rates) <= 16, "grid.rates", self.rates, "2 to 16 different positive numbers"
+        )
+        configuration.require(0 < self.share <= 1, "grid.share", self.share, "more than 0, at most 1")
 
 
 @dataclass(frozen=True)
@@ -96,6 +118,8 @@ class Run:
         tuning: what of the model learns.
         thrift: what makes a step cheaper.
         weights: the checkpoint that training starts from; None for random weights.
+        grid: learning rates to choose from; None for the optimizer's own.
+        time_limit: seconds that the whole may take; the number of epochs was chosen for it when the run began.
         why: reasons of the automatic choices, for people.
     """
 
@@ -112,6 +136,8 @@ class Run:
     tuning: Tuning = Everything()
     thrift: Thrift = Thrift()
     weights: str | None = None
+    grid: Grid | None = None
+    time_limit: float | None = None
     why: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -157,6 +183,10 @@ class Run:
             rest = {name: text for name, text in assignments.items() if name != "optimizer"}
             return self.changed({"optimizer": assignments["optimizer"]}).changed(rest)
         return configuration.changed(self, {self.spelled(name): text for name, text in assignments.items()}, AXES)
+
+    def rated(self, rate: float) -> Run:
+        """With another learning rate."""
+        return self.changed({"optimizer.lr": repr(rate)})
 
     def spelled(self, name: str) -> str:
         """The full key of what a user names: `optimizer.lr` is the rate of the innermost optimizer, whatever wraps it."""

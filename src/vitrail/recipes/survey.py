@@ -25,7 +25,9 @@ OVERHEAD = 30_000  # pixels that could be decoded in the time that opening a fil
 
 def own_splits(source: Source) -> dict[str, Dataset]:
     """The splits, without a test split that is the same as val."""
-    return {name: split for name, split in source.splits.items() if name != "test" or split is not source.splits["val"]}
+    return {
+        name: split for name, split in source.splits.items() if name != "test" or split is not source.splits.get("val")
+    }
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Sample:
             for name, split in own.items()
         }
         splits = {name: split.subset(chosen[name]) for name, split in own.items()}
-        return cls(replace(source, splits={name: splits.get(name, splits["val"]) for name in source.splits}), chosen)
+        return cls(
+            replace(source, splits={name: splits[name if name in splits else "val"] for name in source.splits}), chosen
+        )
 
 
 @dataclass

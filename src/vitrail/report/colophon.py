@@ -11,7 +11,7 @@ from vitrail import configuration
 from vitrail.report.story import Story
 from vitrail.report.trust import without_leaks
 from vitrail.report.typed import anywhere, began_in, command_of, train_command
-from vitrail.statistics import share
+from vitrail.statistics import duration, share
 
 Facts = dict[str, Any]
 
@@ -87,10 +87,3 @@ def _at(data: Any, key: str) -> Any:
     for part in key.split("."):
         data = data[part]
     return data
-
-
-def duration(seconds: float) -> str:
-    """ "3 min 21 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -28,6 +28,7 @@ class Story:
     Attributes:
         records: the lines of metrics.jsonl.
         predictions: of the test split; None before the run was judged.
+        grid: learning rates that were tried; empty where the rate was given.
         missing: what is not there, or cannot be read, in sentences.
     """
 
@@ -41,6 +42,7 @@ class Story:
     records: tuple[Facts, ...] = ()
     predictions: Predictions | None = None
     suspects: tuple[Facts, ...] = ()
+    grid: Facts = field(default_factory=dict)
     gallery: tuple[Tile, ...] = ()
     missing: tuple[str, ...] = ()
 
@@ -116,6 +118,7 @@ _BASELINE = {"name": str, "top1": NUMBER, "interval": [NUMBER], "how": str, "onl
 _SUMMARY = {"n": int, "top1": NUMBER, "top1_interval": [NUMBER], "split": str, "baselines": [_BASELINE]}
 _MEMBER = {"id": str, "split": str, "label": str}
 _PROBLEM = {"kind": str, "severity": str, "title": str, "why": str, "fix": str, "groups": [[_MEMBER]], "leaked?": {}}
+_GRID = {"n": int, "share": NUMBER, "rows": [{"lr": NUMBER}], "chosen": (float, int, type(None))}
 _DATA = {
     "source": str,
     "classes": [str],
@@ -123,6 +126,16 @@ _DATA = {
     "examination?": {"seen": int, "of": int, "problems": [_PROBLEM]},
 }
 _SUSPECT = {**_MEMBER, "suggested": str, "doubt": NUMBER}
+
+
+def outcome_words(row: Facts) -> str:
+    """What a learning rate that was tried came to."""
+    if not isinstance(row.get("val/top1"), NUMBER):
+        return f"diverged at step {row.get('diverged', '?')}"
+    loss = row.get("val/loss")
+    return f"{row['val/top1']:.1%} of held-out pictures right" + (
+        f", loss {loss:.3f}" if isinstance(loss, NUMBER) else ""
+    )
 
 
 def misfit(value: Any, pattern: Any, path: str = "it") -> str | None:
@@ -174,6 +187,9 @@ def read_story(folder: Path) -> Story:
             missing.append(f"{what}: {name} cannot be read ({str(error).splitlines()[0]})")
             return nothing
 
+    grid: Facts = {}
+    if (folder / "grid.json").exists():
+        grid = read("grid.json", _json(_GRID), {}, "the learning rates that were tried")
     predictions = read("eval/test/predictions.csv", read_predictions, None, "what the model says of each test image")
     return Story(
         folder=folder,
@@ -186,6 +202,7 @@ def read_story(folder: Path) -> Story:
         records=read("metrics.jsonl", _records, (), "the course of the training"),
         predictions=predictions,
         suspects=tuple(read("eval/suspects.json", _json([_SUSPECT]), [], "suspected label errors")),
+        grid=grid,
         gallery=read("samples/gallery.json", read_gallery, (), "example pictures"),
         missing=tuple(missing),
     )  # fmt: skip

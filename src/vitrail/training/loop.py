@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 
 from vitrail.configuration import require
-from vitrail.data.batches import Batch, StepBatches, training_batches
+from vitrail.data.batches import Batch, StepBatches
+from vitrail.data.delivery import training_batches
 from vitrail.data.mixing import Mixing
 from vitrail.data.order import step_seed
 from vitrail.errors import DataError, Interrupted, VitrailError
@@ -115,22 +116,26 @@ class Trainer:
         Raises:
             Interrupted: SIGINT or SIGTERM; the state is saved, the same command goes on.
             VitrailError: VT080, the loss or the gradient is not a number; the last saved state is good.
+            DataError: VT087, a picture's reading does not end. VitrailError: VT088, workers are killed again and again.
+            KeyboardInterrupt: a request to stop that came after the last step; the state is that of the end.
         """
         self._resume()
         self.tracking.start()  # the log is now that of the state
         with _stop_requests() as stopping, self.progress:
             saved_at = time.monotonic()
-            for batch in self._timed(training_batches(self.parts.batches, self.step, self.total, self.parts.workers)):
+            batches = training_batches(
+                self.parts.batches, self.step, self.total, self.parts.workers, tell=self.progress.note
+            )
+            for batch in self._timed(batches):
                 if self.step == 0:
                     self._save_first(batch)
                 self._update(batch)
-                if self._evaluation_due():
+                if due := self._evaluation_due():
                     self._evaluate()
+                stop = bool(stopping)  # one look: of a later request the next step knows
+                if due or stop or time.monotonic() - saved_at > SAVE_SECONDS:
                     saved_at = self._save()
-                elif time.monotonic() - saved_at > SAVE_SECONDS:
-                    saved_at = self._save()
-                if stopping and self.step < self.total:
-                    self._save()
+                if stop:
                     raise Interrupted(
                         "VT081", f"stopped at step {self.step} of {self.total}; everything is saved in {self.folder}",
                         fix="the same command goes on from here",
@@ -168,7 +173,9 @@ class Trainer:
             parts.objective.parameters(), math.inf if settings.clip is None else settings.clip
         )
         if not math.isfinite(float(loss) + float(norm)):
-            raise self._not_a_number(batch, float(loss), float(norm))
+            names = ", ".join(batch.ids[:8]) + (", ..." if len(batch.ids) > 8 else "")
+            what = f"the loss is {float(loss)}, the gradient's norm {float(norm)}; the weights were not changed"
+            raise self._not_a_number(what, f"finite numbers; the images were {names}")
         rate = set_factor(parts.optimizers, parts.schedule.factor(self.step, self.total))
         for optimizer in parts.optimizers:
             optimizer.step()
@@ -205,19 +212,23 @@ class Trainer:
     def _evaluate(self) -> None:
         self.parts.objective.eval()
         self.facts = self.parts.evaluate()
-        self._log({name: value for name, value in self.facts.items() if math.isfinite(value)})
+        if self.facts:  # none where no image was held out
+            self._log({name: value for name, value in self.facts.items() if math.isfinite(value)})
         self.progress.evaluated(self.step, self.facts)
 
     def _save(self) -> float:
+        named = self.parts.objective.named_parameters()
+        if bad := [name for name, values in named if not bool(values.isfinite().all())]:
+            what = f"the weights {', '.join(bad[:3])} are not finite; they were not saved"
+            raise self._not_a_number(what, "finite weights")
         score = next(iter(self.facts.values()), -math.inf)
-        if score > self.best or self.best_step == 0:
+        if score > self.best or not self.facts or self.best_step == 0:  # where nothing chooses, the last is the best
             self.best, self.best_step = max(self.best, score), self.step
         tensors = {f"objective.{name}": tensor for name, tensor in self.parts.objective.state_dict().items()}
         tensors |= state.optimizer_tensors(self.parts.optimizers) | self.margins.tensors()
-        log = self.folder / "metrics.jsonl"
         facts = {
             "best": self.best if math.isfinite(self.best) else None, "facts": self.facts, "skipped": self.skipped,
-            "log_length": log.stat().st_size if log.exists() else 0,
+            "log_length": state.length(self.folder / "metrics.jsonl"),
         }  # fmt: skip
         new = state.State(self.step, self.best_step, tensors, facts)
         self.saved = state.save(self.folder / "checkpoints", new, self.parts.write_model)
@@ -257,11 +268,10 @@ class Trainer:
                 "pictures that stay where they are", "put them back; the same command goes on",
             )  # fmt: skip
 
-    def _not_a_number(self, batch: Batch, loss: float, norm: float) -> VitrailError:
+    def _not_a_number(self, what: str, expected: str) -> VitrailError:
         good = f"the state of {self.saved.name} is good" if self.saved else "no state was saved yet"
         return VitrailError(
-            "VT080", f"step {self.step}: the loss is {loss}, the gradient's norm {norm}; the weights were not changed, {good}",
-            "finite numbers; the images were " + ", ".join(batch.ids[:8]) + (", ..." if len(batch.ids) > 8 else ""),
+            "VT080", f"step {self.step}: {what}, {good}", expected,
             "a smaller learning rate (--lr), --set training.precision=float32, or a look at these images",
         )  # fmt: skip
 
@@ -303,3 +313,5 @@ def _stop_requests(signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> 
     finally:
         for number, handler in before:
             signal.signal(number, handler)
+    if asked:  # too late for the loop to see
+        raise KeyboardInterrupt

@@ -57,12 +57,26 @@ class Progress:
                 self._status("interrupted" if stopped else "failed")
 
     @contextmanager
+    def meanwhile(self) -> Iterator[None]:
+        """Something that comes before the steps and tells its own progress: only the status is kept."""
+        self._status("running")
+        try:
+            yield
+        except BaseException as error:
+            with suppress(VitrailError):
+                self._status("interrupted" if isinstance(error, (KeyboardInterrupt, Interrupted)) else "failed")
+            raise
+
+    @contextmanager
     def until_judged(self) -> Iterator[None]:
-        """The last part of a run: done, or failed, when it ends."""
+        """The last part of a run: done, interrupted or failed when it ends."""
         word = "failed"
         try:
             yield
             word = "done"
+        except KeyboardInterrupt:
+            word = "interrupted"
+            raise
         finally:
             with suppress(VitrailError):
                 self._status(word)

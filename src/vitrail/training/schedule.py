@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from vitrail.configuration import require
 
@@ -15,6 +16,17 @@ class Schedule(ABC):
     @abstractmethod
     def factor(self, step: int, total: int) -> float:
         """The factor for update number `step`, counted from 0."""
+
+    def scaled(self, share: float) -> Schedule:
+        """For a run of `share` of the steps: what is a number of steps shrinks too, what is a share stays one."""
+        changed: dict[str, Any] = {}
+        for place in fields(self):  # type: ignore[arg-type]  # every schedule is a dataclass
+            value = getattr(self, place.name)
+            if place.name in ("warmup", "timescale", "cooldown") and value >= 1:
+                changed[place.name] = max(1.0, float(round(value * share)))
+            if place.name == "milestones":
+                changed[place.name] = tuple(max(1.0, float(round(m * share))) if m >= 1 else m for m in value)
+        return replace(self, **changed)  # type: ignore[type-var]
 
 
 def _check_warmup(warmup: float) -> None:

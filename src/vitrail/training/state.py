@@ -42,7 +42,18 @@ def save(folder: Path, state: State, write_model: Callable[[Path], None]) -> Pat
     Args:
         folder: the run's `checkpoints`.
         write_model: puts the files of the model folder into the new folder.
+
+    Raises:
+        VitrailError: VT060 to VT062, the disk did not take it; the earlier states are as they were.
     """
+    with explained(folder):
+        target = _write(folder, state, write_model)
+        point(folder, state)
+        _prune(folder)
+    return target
+
+
+def _write(folder: Path, state: State, write_model: Callable[[Path], None]) -> Path:
     target = folder / f"step-{state.step}"
     with new_folder(target) as place:
         write_model(place)
@@ -50,8 +61,6 @@ def save(folder: Path, state: State, write_model: Callable[[Path], None]) -> Pat
         write_json(place / "training.json", {"step": state.step, "best_step": state.best_step, **state.facts})
         sizes = {file.name: {"size": file.stat().st_size, "sha256": digest(file)} for file in sorted(place.iterdir())}
         write_json(place / MANIFEST, sizes)
-    point(folder, state)
-    _prune(folder)
     return target
 
 
@@ -158,8 +167,15 @@ def append_line(path: Path, record: Mapping[str, Any]) -> int:
         return file.tell()
 
 
+def length(path: Path) -> int:
+    """Bytes of a log; 0 where there is none yet."""
+    with explained(path):
+        return path.stat().st_size if path.exists() else 0
+
+
 def cut_back(path: Path, length: int) -> None:
     """Removes the lines that were written after a saved state."""
-    if path.exists() and path.stat().st_size > length:
-        with open(path, "r+b") as file:
-            file.truncate(length)
+    with explained(path):
+        if path.exists() and path.stat().st_size > length:
+            with open(path, "r+b") as file:
+                file.truncate(length)

@@ -1,0 +1,199 @@
+"""Batches in the order of the steps; where they are made, a process may be killed and a picture may hang."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from vitrail.data.batches import Batch, StepBatches
+from vitrail.errors import DataError, VitrailError
+
+PATIENCE = 120.0  # seconds that one picture may take
+DEATHS = 3  # of workers, without a batch in between
+_LOOK = 5.0  # seconds between two looks at workers that are awaited
+_DEAD, _LATE = "DataLoader worker (pid", "DataLoader timed out"  # how PyTorch's messages begin
+
+
+def training_batches(
+    batches: StepBatches,
+    start: int,
+    stop: int,
+    workers: int,
+    patience: float = PATIENCE,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Iterator[Batch]:
+    """Batches of steps start..stop-1 in order. Workers prepare them ahead; their number changes nothing else.
+
+    A worker that is killed is replaced: a batch is a function of its step, so that another one makes the same.
+
+    Args:
+        patience: seconds without a picture read. Without workers it is looked at between two calls of the decoder, and
+            a hanging one noticed after once to twice as long.
+        tell: is told of a worker that was killed.
+
+    Raises:
+        DataError: VT087, reading a picture does not end.
+        VitrailError: VT088, the workers are killed again and again.
+    """
+    batches.reading = torch.full((max(1, workers), 2), -1).share_memory_()
+    if workers == 0:
+        yield from _made_here(batches, start, stop, patience)
+        return
+    step, deaths = start, 0
+    while step < stop:
+        try:
+            for batch in _made_by_workers(batches, step, stop, workers, patience):
+                yield batch
+                step, deaths = step + 1, 0
+        except RuntimeError as error:
+            if not str(error).startswith(_DEAD):
+                raise
+            deaths += 1
+            if deaths == DEATHS:
+                raise _killed(batches, step) from error
+            tell(f"a data worker was killed, perhaps for want of memory; others go on from step {step}")
+
+
+def _made_here(batches: StepBatches, start: int, stop: int, patience: float) -> Iterator[Batch]:
+    for step in range(start, stop):
+        with _alarm(batches, step, patience):
+            batch = batches[step]
+        yield batch
+
+
+@contextmanager
+def _alarm(batches: StepBatches, step: int, patience: float) -> Iterator[None]:
+    """Interrupts what goes on inside when no new picture was begun between two looks."""
+    if not _in_main_thread():
+        yield
+        return
+    seen = batches.reading.tolist()
+
+    def look(number: int, frame: Any) -> None:
+        nonlocal seen
+        if seen == batches.reading.tolist():
+            raise _hanging(batches, step, patience)
+        seen = batches.reading.tolist()
+
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, patience, patience)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _made_by_workers(
+    batches: StepBatches, start: int, stop: int, workers: int, patience: float
+) -> Iterator[Batch]:
+    with warnings.catch_warnings():
+        # More workers than cores are slower, not wrong; how many there are is the user's decision.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        loader: DataLoader[Batch] = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=workers,
+            prefetch_factor=4,
+            timeout=min(_LOOK, patience / 2),
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
+        iterator = iter(loader)
+    with _Deaths() as deaths:
+        for step in range(start, stop):
+            seen, since = batches.reading.tolist(), time.monotonic()
+            while True:
+                try:
+                    with deaths.told():
+                        batch = next(iterator)
+                    break
+                except RuntimeError as error:
+                    if not str(error).startswith(_LATE):
+                        raise
+                if seen != (now := batches.reading.tolist()):
+                    seen, since = now, time.monotonic()
+                elif time.monotonic() - since >= patience:
+                    raise _hanging(batches, step, patience)
+            yield batch
+
+
+class _Deaths:
+    """PyTorch tells of a dead worker by a signal whose handler raises wherever the program is: in the middle of an update.
+
+    Here it is told only where a batch is awaited, which leaves weights whole and lets the run go on.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = self.came = False
+
+    def __enter__(self) -> _Deaths:
+        self.theirs: Any = signal.getsignal(signal.SIGCHLD) if _in_main_thread() else None
+        if callable(self.theirs):
+            signal.signal(signal.SIGCHLD, self._on_signal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if callable(self.theirs):
+            signal.signal(signal.SIGCHLD, self.theirs)
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        self.waiting = True
+        try:
+            if self.came:
+                self.came = False
+                self.theirs(signal.SIGCHLD, None)
+            yield
+        finally:
+            self.waiting = False
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.waiting:
+            self.theirs(number, frame)
+        else:
+            self.came = True
+
+
+def _in_main_thread() -> bool:
+    """Only there can signals be caught."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; only the parent may decide what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _being_read(batches: StepBatches, step: int) -> str:
+    """The pictures of a step that were being read."""
+    samples, _, _ = batches.order.of_step(step, batches.batch_size)
+    rows = [row for at, row in batches.reading.tolist() if at == step] or range(len(samples))
+    names = [batches.pictures.dataset.ids[samples[row]] for row in rows]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _hanging(batches: StepBatches, step: int, patience: float) -> DataError:
+    return DataError(
+        "VT087", f"step {step} waits for {_being_read(batches, step)}, whose reading has not ended for {patience:.0f} seconds",
+        "a picture in less than that", "look at this file and at the disk that it is on; the same command goes on from "
+        "the last saved state",
+    )  # fmt: skip
+
+
+def _killed(batches: StepBatches, step: int) -> VitrailError:
+    return VitrailError(
+        "VT088", f"data workers were killed {DEATHS} times before step {step} had its pictures; "
+        f"last they read {_being_read(batches, step)}",
+        "workers that live", "where memory is short, fewer of them (--workers 0); or look at this file; the same command goes on "
+        "from the last saved state",
+    )  # fmt: skip
