@@ -148,6 +148,10 @@ def test_a_train_command_keeps_what_was_typed(tmp_path):
         tmp_path, command="vitrail train 'my trees' --out=run --epochs 10 --overwrite --lr 0.1\ncd /somewhere\n"
     )
     assert train_command(whole, epochs="20") == f"vitrail train 'my trees' --lr 0.1 --epochs 20 --out {tmp_path}/run-2"
+    for typed in ("--set training.epochs=10", "--set=training.epochs=10", "--epochs=10", "--time-limit 30m"):
+        whole = story(tmp_path, command=f"vitrail train trees {typed} --set training.clip=2\n")
+        expected = f"vitrail train trees --set training.clip=2 --epochs 20 --out {tmp_path}/run-2"
+        assert train_command(whole, epochs="20") == expected
     assert train_command(story(tmp_path, command="")).startswith("vitrail train trees")
 
 

@@ -11,6 +11,12 @@ from vitrail.data.sources import BUILT_IN
 from vitrail.report.story import Story
 
 _OURS = ("--overwrite", "--plan", "--quiet", "-q", "--json")  # say nothing about the result
+_KEYS = {
+    "--epochs": "training.epochs",
+    "--batch-size": "training.batch_size",
+    "--lr": "optimizer.lr",
+    "--seed": "training.seed",
+}
 
 
 def command_of(story: Story) -> str:
@@ -42,6 +48,8 @@ def train_command(story: Story, data: str | None = None, **flags: object) -> str
         words = ["vitrail", "train", str(story.data.get("source", "fashion-mini")), "--recipe", "demo", *words[2:]]
     if data is not None:
         words = [data if word == source_of(story) else word for word in words]
+    if "epochs" in flags:  # two answers to one question
+        words = _without(words, "--time-limit")
     for name, value in {**flags, "out": f"{story.folder}-2"}.items():
         words = [*_without(words, f"--{name}"), f"--{name}", str(value)]
     return shlex.join(word for word in words if word not in _OURS)
@@ -91,12 +99,13 @@ def _from_python(story: Story) -> list[str]:
 
 
 def _without(words: Sequence[str], flag: str) -> list[str]:
-    kept, skip = [], False
-    for word in words:
+    """Without the flag and its value, however they were typed: --epochs 4, --epochs=4, --set training.epochs=4."""
+    key, kept, skip = _KEYS.get(flag, flag), [], False
+    for word, after in zip(words, [*words[1:], ""], strict=True):
         if skip:
             skip = False
-        elif word == flag:
+        elif word == flag or (word == "--set" and after.startswith(f"{key}=")):
             skip = True
-        elif not word.startswith(f"{flag}="):
+        elif not word.startswith((f"{flag}=", f"--set={key}=")):
             kept.append(word)
     return kept
