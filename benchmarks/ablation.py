@@ -40,12 +40,13 @@ from vitrail.objectives.averaging import Averaged
 from vitrail.objectives.distillation import Distillation
 from vitrail.objectives.sharpness import SharpnessAware
 from vitrail.objectives.supervised import Supervised, balanced_weights
-from vitrail.recipes.execute import Asked, Machine, checked_pictures, checkpoint_of, plan_run, trainer_of
+from vitrail.recipes.asked import Asked, plan_run
+from vitrail.recipes.assembly import Machine, checked_pictures, checkpoint_of, trainer_of
 from vitrail.recipes.run import Run
 from vitrail.training.memory import Usage
 from vitrail.training.optimizer import SGD, AdamW, LayerDecay, Lion
 from vitrail.training.schedule import Linear
-from vitrail.training.thrift import Thrift
+from vitrail.training.thrift import Growth, Thrift
 from vitrail.training.tuning import Frozen, HeadOnly, LoRA
 
 Change = Callable[[Run], Run]
@@ -85,6 +86,7 @@ FROM_SCRATCH: dict[str, Change] = {
     "repeated augmentation 3": changed(sampling=Repeated(3)),
     "average 0.99": changed(objective=Averaged(Supervised(), 0.99)),
     "patch dropout 0.25": changed(thrift=Thrift(patch_dropout=0.25)),
+    "images that grow": changed(thrift=Thrift(growth=Growth())),
     "recomputed blocks": changed(thrift=Thrift(recompute=True)),
     "SAM 0.05": changed(objective=SharpnessAware(Supervised(), 0.05)),
     "balanced sampling": changed(sampling=Balanced()),
@@ -172,10 +174,12 @@ def main() -> None:
     parser.add_argument("--teacher", help="a run or weights, for distillation")
     parser.add_argument("--weights", help="fine-tune these, with the blocks of fine-tuning")
     parser.add_argument("--image-size", type=int)
+    parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE of the plain run")
     parser.add_argument("--blocks", help="only these, by the beginnings of their names, with commas; plain always")
     arguments = parser.parse_args()
     size = (arguments.image_size,) * 2 if arguments.image_size else None
     settings = {"training.epochs": str(arguments.epochs), "training.evaluations": "1"}
+    settings |= dict(pair.split("=", 1) for pair in arguments.set)
     source, run = plan_run(arguments.data, Asked(None, None, arguments.weights, size, settings))
     plain = replace(run, objective=Supervised())
     if arguments.weights:

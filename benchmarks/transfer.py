@@ -34,7 +34,8 @@ from vitrail.data.sources import Source
 from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import outcome
 from vitrail.evaluation.baselines import CHOICES, neighbours, right_of
-from vitrail.recipes.execute import Asked, Machine, checked_pictures, checkpoint_of, plan_run, trainer_of
+from vitrail.recipes.asked import Asked, plan_run
+from vitrail.recipes.assembly import Machine, checked_pictures, checkpoint_of, trainer_of
 from vitrail.recipes.run import Run
 from vitrail.statistics import wilson_interval
 from vitrail.training.memory import Usage

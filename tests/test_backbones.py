@@ -111,7 +111,7 @@ def test_training_starts_from_a_resnet(squares, tmp_path, config, channels, suff
     start = vitrail.save(
         Checkpoint(config, model.state_dict(), preprocessing, classes, False, {}), tmp_path / f"w{suffix}"
     )
-    told = Asked(weights=str(start), image_size=(32, 32), settings={**SHORT, "optimizer.lr": "0"})
+    told = Asked(weights=str(start), image_size=(32, 32), settings={**SHORT, "optimizer.lr": "1e-30"})
     train(str(squares), tmp_path / "run", told, Machine("cpu"), quiet=True)
     tuned = vitrail.load(tmp_path / "run").checkpoint
     assert tuned.config.trunk == config.trunk and tuned.config.head.classes == 2 == len(tuned.classes)

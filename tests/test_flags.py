@@ -10,7 +10,7 @@ FROZEN = {
     "demo": {"--json", "--out", "--overwrite", "--plan", "--quiet", "--seed"},
     "train": {
         *("--recipe", "--model", "--weights", "--image-size", "--epochs", "--batch-size", "--lr", "--seed", "--set"),
-        "--time-limit",
+        *("--time-limit", "--find-lr"),
         *("--out", "--overwrite", "--plan", "--workers", "--track", "--device", "--json", "--quiet"),
     },
     "eval": {"--data", "--split", "--image-size", "--family", "--out", "--device", "--json"},
@@ -22,6 +22,7 @@ FROZEN = {
     "models inspect": {"--image-size", "--family", "--json"},
     "convert": {"--format", "--image-size", "--family", "--json"},
     "doctor": {"--json"},
+    "recipes": {"--json"},
 }
 
 

@@ -26,7 +26,7 @@ from vitrail import cli
 STOPPED = 130
 
 
-def command_line(out: Path, steps: int, setup: Setup, said: Path) -> int:
+def command_line(out: Path, steps: int, setup: Setup, said: Path, workers: int = 0) -> int:
     """The same run as a user starts it; what it says goes to the file `said`."""
     data = workshop() / "data"
     asked = command(data, steps, setup)
@@ -36,7 +36,7 @@ def command_line(out: Path, steps: int, setup: Setup, said: Path) -> int:
     os.dup2(file, 1)
     os.dup2(file, 2)
     try:
-        cli.main(["train", str(data), "--out", str(out), "--workers", "0", "--quiet", *weights, *settings])
+        cli.main(["train", str(data), "--out", str(out), "--workers", str(workers), "--quiet", *weights, *settings])
     except SystemExit as left:
         return int(left.code or 0)
     return 1

@@ -52,20 +52,16 @@ Sets = Annotated[list[str], Parameter(name="--set", negative="", help="KEY=VALUE
 Files = Annotated[list[str], Parameter(negative="", allow_leading_hyphen=True)]  # for "-", standard input
 Format = Annotated[str | None, Parameter(name="--format", help="A name of docs/formats.md; default: what fits TARGET.")]
 Heads = Annotated[list[int], Parameter(negative="")]
+FindRate = Annotated[bool, Parameter(negative="", help="Try growing learning rates on some images; write nothing.")]
 Size = Annotated[str | None, Parameter(name="--image-size", help="Pixels: 224, or HEIGHTxWIDTH.")]
 Family = Annotated[str | None, Parameter(help="What the weights are, where names do not tell: dino, mae, deit ...")]
 
 
 @app.command
 def demo(
-    *,
-    out: Out = None,
-    seed: Seed = 0,
-    plan: Plan = False,
-    overwrite: Overwrite = False,
-    json_: Json = False,
+    *, out: Out = None, seed: Seed = 0, plan: Plan = False, overwrite: Overwrite = False, json_: Json = False,
     quiet: Quiet = False,
-) -> int:
+) -> int:  # fmt: skip
     """Train a small Vision Transformer on the built-in images (about three minutes on two cores)."""
     from vitrail.commands.training import run_training
     from vitrail.recipes.asked import Asked
@@ -78,28 +74,12 @@ def demo(
 
 @app.command
 def train(
-    data: str,
-    /,
-    *,
-    out: Out = None,
-    recipe: str | None = None,
-    model: str | None = None,
-    weights: str | None = None,
-    image_size: Size = None,
-    epochs: float | None = None,
-    batch_size: int | None = None,
-    lr: str | None = None,
-    time_limit: str | None = None,
-    seed: Seed = 0,
-    workers: int = 0,
-    track: str | None = None,
-    device: Device = "auto",
-    set_: Sets = [],  # noqa: B006  cyclopts copies it
-    plan: Plan = False,
-    overwrite: Overwrite = False,
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> int:
+    data: str, /, *, out: Out = None, recipe: str | None = None, model: str | None = None, weights: str | None = None,
+    image_size: Size = None, epochs: float | None = None, batch_size: int | None = None, lr: str | None = None,
+    time_limit: str | None = None, seed: Seed = 0, workers: int = 0, track: str | None = None, device: Device = "auto",
+    set_: Sets = [], find_lr: FindRate = False, plan: Plan = False, overwrite: Overwrite = False,  # noqa: B006  cyclopts copies
+    json_: Json = False, quiet: Quiet = False,
+) -> int:  # fmt: skip
     """Train on a folder of images, a CSV file or a built-in set. The same command again goes on.
 
     Parameters
@@ -107,8 +87,7 @@ def train(
     data
         Folder (one folder per class, or train/val/test above), .csv with path,label[,split], fashion-mini, fashion-mnist.
     recipe
-        The recipe: from-scratch (default), demo, fashion-mnist, paper-imagenet, paper-imagenet21k, paper-jft, bit, augreg,
-        better-baseline, vit-g; with weights fine-tune (default), paper-fine-tuning, bit-hyperrule.
+        `vitrail recipes` lists them; default from-scratch, with weights fine-tune.
     model
         A name of `vitrail models`; default: chosen by the pictures' size.
     weights
@@ -138,6 +117,10 @@ def train(
     several = rates if len(rates) > 1 else ()
     asked = Asked(recipe, model, weights, parse_size(image_size), settings, several, parse_time(time_limit))
     machine = Machine(device=device, workers=workers, trackers=trackers)
+    if find_lr:
+        from vitrail.commands.rates import run_rates
+
+        return run_rates(data, asked, machine, json_)
     return run_training(data, out, asked, machine, plan, overwrite, json_, quiet)
 
 
@@ -267,6 +250,20 @@ def convert(
     from vitrail.commands.weights import run_convert
 
     return run_convert(source, target, format_, parse_size(image_size), family, json_)
+
+
+@app.command
+def recipes(name: str | None = None, /, *, json_: Json = False) -> int:
+    """List the recipes in a line each; of one, all: command, cost, published and measured results.
+
+    Parameters
+    ----------
+    name
+        The recipe to show.
+    """
+    from vitrail.commands.recipes import run_recipes
+
+    return run_recipes(name, json_)
 
 
 @app.command

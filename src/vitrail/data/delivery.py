@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -53,8 +54,9 @@ def training_batches(
             for batch in _made_by_workers(batches, step, stop, workers, patience):
                 yield batch
                 step, deaths = step + 1, 0
-        except RuntimeError as error:
-            if not str(error).startswith(_DEAD):
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            # The last two: one that had just made a batch was gone before it could be fetched.
+            if str(error).startswith("Caught") or (isinstance(error, RuntimeError) and not str(error).startswith(_DEAD)):
                 raise
             deaths += 1
             if deaths == DEATHS:
@@ -64,13 +66,20 @@ def training_batches(
 
 def _made_here(batches: StepBatches, start: int, stop: int, patience: float) -> Iterator[Batch]:
     for step in range(start, stop):
-        with _alarm(batches, step, patience):
-            batch = batches[step]
+        try:
+            with _alarm(batches, patience):
+                batch = batches[step]
+        except _Late as late:
+            raise _hanging(batches, step, patience) from late
         yield batch
 
 
+class _Late(BaseException):
+    """No Exception: whoever reads pictures would take it for a damaged one."""
+
+
 @contextmanager
-def _alarm(batches: StepBatches, step: int, patience: float) -> Iterator[None]:
+def _alarm(batches: StepBatches, patience: float) -> Iterator[None]:
     """Interrupts what goes on inside when no new picture was begun between two looks."""
     if not _in_main_thread():
         yield
@@ -80,7 +89,7 @@ def _alarm(batches: StepBatches, step: int, patience: float) -> Iterator[None]:
     def look(number: int, frame: Any) -> None:
         nonlocal seen
         if seen == batches.reading.tolist():
-            raise _hanging(batches, step, patience)
+            raise _Late
         seen = batches.reading.tolist()
 
     before = signal.signal(signal.SIGALRM, look)
@@ -108,22 +117,22 @@ def _made_by_workers(
             worker_init_fn=_leave_signals_to_the_parent,
         )
         iterator = iter(loader)
-    with _Deaths() as deaths:
-        for step in range(start, stop):
-            seen, since = batches.reading.tolist(), time.monotonic()
-            while True:
-                try:
-                    with deaths.told():
-                        batch = next(iterator)
-                    break
-                except RuntimeError as error:
-                    if not str(error).startswith(_LATE):
-                        raise
-                if seen != (now := batches.reading.tolist()):
-                    seen, since = now, time.monotonic()
-                elif time.monotonic() - since >= patience:
-                    raise _hanging(batches, step, patience)
-            yield batch
+    _DEATHS.take_over()
+    for step in range(start, stop):
+        seen, since = batches.reading.tolist(), time.monotonic()
+        while True:
+            try:
+                with _DEATHS.told():
+                    batch = next(iterator)
+                break
+            except RuntimeError as error:
+                if not str(error).startswith(_LATE):
+                    raise
+            if seen != (now := batches.reading.tolist()):
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since >= patience:
+                raise _hanging(batches, step, patience)
+        yield batch
 
 
 class _Deaths:
@@ -134,16 +143,14 @@ class _Deaths:
 
     def __init__(self) -> None:
         self.waiting = self.came = False
+        self.theirs: Any = None
 
-    def __enter__(self) -> _Deaths:
-        self.theirs: Any = signal.getsignal(signal.SIGCHLD) if _in_main_thread() else None
-        if callable(self.theirs):
+    def take_over(self) -> None:
+        """PyTorch's handler is there once there have been workers; it is not given back."""
+        found = signal.getsignal(signal.SIGCHLD)
+        if callable(found) and found != self._on_signal and _in_main_thread():
+            self.theirs, self.came = found, True
             signal.signal(signal.SIGCHLD, self._on_signal)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if callable(self.theirs):
-            signal.signal(signal.SIGCHLD, self.theirs)
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -163,6 +170,9 @@ class _Deaths:
             self.came = True
 
 
+_DEATHS = _Deaths()
+
+
 def _in_main_thread() -> bool:
     """Only there can signals be caught."""
     return threading.current_thread() is threading.main_thread()
@@ -174,17 +184,16 @@ def _leave_signals_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _being_read(batches: StepBatches, step: int) -> str:
-    """The pictures of a step that were being read."""
-    samples, _, _ = batches.order.of_step(step, batches.batch_size)
-    rows = [row for at, row in batches.reading.tolist() if at == step] or range(len(samples))
-    names = [batches.pictures.dataset.ids[samples[row]] for row in rows]
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+def _being_read(batches: StepBatches, first: int, last: int) -> str:
+    """The pictures of these steps that were being read, or have been read last by an idle worker."""
+    places = [(step, row) for step, row in batches.reading.tolist() if first <= step <= last]
+    names = [batches.pictures.dataset.ids[batches.order.of_step(step, batches.batch_size)[0][row]] for step, row in places]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "its pictures"
 
 
 def _hanging(batches: StepBatches, step: int, patience: float) -> DataError:
     return DataError(
-        "VT087", f"step {step} waits for {_being_read(batches, step)}, whose reading has not ended for {patience:.0f} seconds",
+        "VT087", f"step {step} waits for {_being_read(batches, step, step)}, whose reading has not ended for {patience:.0f} seconds",
         "a picture in less than that", "look at this file and at the disk that it is on; the same command goes on from "
         "the last saved state",
     )  # fmt: skip
@@ -193,7 +202,7 @@ def _hanging(batches: StepBatches, step: int, patience: float) -> DataError:
 def _killed(batches: StepBatches, step: int) -> VitrailError:
     return VitrailError(
         "VT088", f"data workers were killed {DEATHS} times before step {step} had its pictures; "
-        f"last they read {_being_read(batches, step)}",
+        f"last they read {_being_read(batches, step, sys.maxsize)}",
         "workers that live", "where memory is short, fewer of them (--workers 0); or look at this file; the same command goes on "
         "from the last saved state",
     )  # fmt: skip

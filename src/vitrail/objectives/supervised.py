@@ -25,8 +25,8 @@ class Supervised(Objective):
 
     Attributes:
         label_smoothing: this share of the target is spread over all classes (softmax only).
-        class_weights: how much each class counts, in the order of the classes; () for 1 each. `balanced_weights` gives
-            the usual ones.
+        class_weights: how much each class counts, in the order of the classes; () for 1 each. On the command line
+            `--set objective.class_weights=balanced` says those of `balanced_weights`.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"

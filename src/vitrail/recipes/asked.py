@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from vitrail.data.sources import Source, joined, open_source
 from vitrail.errors import UsageError, nearest
+from vitrail.objectives.supervised import balanced_weights
 from vitrail.recipes.catalogue import RECIPES, TRANSFERS
 from vitrail.recipes.run import Grid, Run
 
@@ -68,7 +70,7 @@ def plan_run(data: str, asked: Asked = Asked()) -> tuple[Source, Run]:
     run = recipes[name](source, start, asked.image_size)
     if asked.rates:
         run = replace(run, grid=Grid(asked.rates), data=replace(run.data, everything=True))
-    run = replace(run.changed(dict(asked.settings)), time_limit=asked.time_limit)
+    run = replace(run.changed(_weighed(asked.settings, source)), time_limit=asked.time_limit)
     if asked.rates:  # until one is chosen
         run = run.rated(asked.rates[0])
     if run.model.head.classes != len(source.classes):
@@ -79,6 +81,14 @@ def plan_run(data: str, asked: Asked = Asked()) -> tuple[Source, Run]:
     if run.data.split_seed != 0:
         source = _opened(data, asked, run.data.split_seed)
     return source, run
+
+
+def _weighed(settings: Mapping[str, str], source: Source) -> dict[str, str]:
+    """`class_weights=balanced` in numbers: those of the training images."""
+    counts = [int(count) for count in source.split("train").targets.sum(axis=0)]
+    weights = [round(weight, 6) for weight in balanced_weights(counts)]
+    balanced = {key for key, text in settings.items() if key.endswith(".class_weights") and text == "balanced"}
+    return {key: json.dumps(weights) if key in balanced else text for key, text in settings.items()}
 
 
 def _opened(data: str, asked: Asked, seed: int = 0) -> Source:

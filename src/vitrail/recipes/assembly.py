@@ -84,7 +84,9 @@ def initial_model(run: Run, source: Source) -> Backbone:
     """Random weights of the seed, or the checkpoint adapted to the task."""
     if run.weights is None:
         return build(run.model, run.training.seed)
-    adapted = adapt(read(run.weights), source.classes, run.model.image_size)
+    checkpoint = read(run.weights)
+    whole = checkpoint.config.head.adapted(len(source.classes), True) == run.model.head
+    adapted = adapt(checkpoint, source.classes, run.model.image_size, whole, keep_classes=run.keep_classes)
     return replace(adapted, config=run.model).build()
 
 
@@ -118,6 +120,7 @@ def trainer_of(
         evaluate=lambda: dict(evaluator.run(predictor)) if evaluator else {},
         write_model=lambda place: write_files(checkpoint_of(run, source, judged), place),
         mixing=run.augmentation.mixing,
+        growth=run.thrift.growth,
         device=device,
         workers=machine.workers,
         max_bad_share=run.data.max_bad_share,

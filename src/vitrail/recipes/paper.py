@@ -77,9 +77,10 @@ def paper_jft(source: Source, model: str | None = None, image_size: tuple[int, i
 def paper_fine_tuning(source: Source, weights: str, image_size: tuple[int, int] | None = None) -> Run:
     """From a checkpoint to one's own images (section 4.1, table 4): 384 px, SGD with momentum in bfloat16, no decay.
 
-    vitrail train FOLDER --weights ViT-B_16.npz --recipe paper-fine-tuning
-    500, 10,000 or 20,000 steps of 512 images by the number of images, as for Pets, CIFAR and ImageNet. The rate is the
-    official default; the paper chose --lr on held-out images: 0.001, 0.003, 0.01, 0.03, for ImageNet 0.003 to 0.06.
+    vitrail train FOLDER --weights ViT-B_16.npz --recipe paper-fine-tuning --lr 0.001,0.003,0.01,0.03
+    500, 10,000 or 20,000 steps of 512 images by the number of images, as for Pets, CIFAR and ImageNet. As in the paper each
+    rate is tried for all steps on train without its held-out part, the best one then trained on both, and only that is
+    judged on test; for ImageNet 0.003,0.01,0.03,0.06. Without --lr the rate is the official default, 0.03.
     Polyak averaging, as in table 2: --set objective=averaged --set objective.warmup=false.
     Cost: `--plan` measures it. Published for B/16 of ImageNet-21k (table 5): ImageNet 83.97 %, CIFAR-10 98.95 %,
     CIFAR-100 91.67 %, Pets 94.43 %, Flowers 99.38 %; mean ± deviation of three runs for L/16 in table 2.

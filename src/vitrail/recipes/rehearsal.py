@@ -189,6 +189,7 @@ class Rehearsal:
             self.trainer = trainer_of(
                 self.probe, self.source, {**self.pictures, "val": val}, self.machine, folder, True, self.usage
             )
+        self.trainer.parts.growth = None  # the last steps are the largest
         # What the objective keeps: the model that learns, perhaps its average, perhaps a teacher.
         self.kept = _bytes(self.trainer.parts.objective.state_dict().values())
         self.missing += round(self.kept * (self.whole.parameters / self.tried.parameters - 1))

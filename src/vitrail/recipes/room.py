@@ -13,7 +13,7 @@ import torch
 from vitrail.errors import OutOfMemory
 from vitrail.model.sizes import cost, smaller
 from vitrail.recipes.run import Run
-from vitrail.training.memory import Usage, available_bytes, give_back, resident_bytes
+from vitrail.training.memory import Usage, available_bytes, give_back, is_shortage, resident_bytes
 
 # Share of the float32 activations that bfloat16 keeps: half of the products, not of norms and losses.
 HALVED = 0.65
@@ -116,13 +116,6 @@ def shortage_explained(run: Run, usage: Usage) -> Iterator[Stage]:
         if not is_shortage(error):
             raise
         raise _explanation(run, usage, stage.what, error) from error
-
-
-def is_shortage(error: BaseException) -> bool:
-    """PyTorch has a class of its own for the accelerator's memory only; of the computer's it says so in words."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return "not enough memory" in str(error) or "Cannot allocate memory" in str(error)
 
 
 def _explanation(run: Run, usage: Usage, what: str, error: BaseException) -> OutOfMemory:

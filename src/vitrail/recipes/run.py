@@ -118,6 +118,7 @@ class Run:
         tuning: what of the model learns.
         thrift: what makes a step cheaper.
         weights: the checkpoint that training starts from; None for random weights.
+        keep_classes: what the weights say of classes that they know by name is kept; False for a head of zeros.
         grid: learning rates to choose from; None for the optimizer's own.
         time_limit: seconds that the whole may take; the number of epochs was chosen for it when the run began.
         why: reasons of the automatic choices, for people.
@@ -136,6 +137,7 @@ class Run:
     tuning: Tuning = Everything()
     thrift: Thrift = Thrift()
     weights: str | None = None
+    keep_classes: bool = False
     grid: Grid | None = None
     time_limit: float | None = None
     why: tuple[str, ...] = field(default=(), compare=False)

@@ -21,12 +21,15 @@ from vitrail.data.order import step_seed
 from vitrail.errors import DataError, Interrupted, VitrailError
 from vitrail.objectives.objective import ObjectiveModule
 from vitrail.training import state
+from vitrail.training.gradient import Portions
 from vitrail.training.margins import Margins
 from vitrail.training.memory import peak_bytes
 from vitrail.training.optimizer import set_factor
+from vitrail.training.products import quick_products
 from vitrail.training.progress import Progress
 from vitrail.training.samples import save_sheet
 from vitrail.training.schedule import Schedule
+from vitrail.training.thrift import Growth
 from vitrail.training.tracking import Tracking
 
 SAVE_SECONDS = 120.0
@@ -81,6 +84,7 @@ class Parts:
     evaluate: Callable[[], dict[str, float]]
     write_model: Callable[[Path], None]
     mixing: Mixing | None = None
+    growth: Growth | None = None
     device: str = "cpu"
     workers: int = 0
     max_bad_share: float = 0.05
@@ -102,8 +106,10 @@ class Trainer:
     saved: Path | None = None
     tracking: Tracking = field(default_factory=Tracking)
     margins: Margins = field(init=False)
+    portions: Portions = field(init=False)
 
     def __post_init__(self) -> None:
+        self.portions = Portions(self.settings.micro_batch)
         self.margins = Margins(len(self.parts.batches.pictures.dataset))
 
     @property
@@ -144,6 +150,8 @@ class Trainer:
     def advance(self, batch: Batch) -> dict[str, float]:
         """One step: forward and backward in micro-batches, the gradient clipped, the weights moved. Writes nothing.
 
+        Where memory runs out, the step is begun again in smaller micro-batches, which then stay as small.
+
         Returns:
             What the log says of the step.
 
@@ -152,23 +160,13 @@ class Trainer:
         """
         settings, parts = self.settings, self.parts
         batch = self._prepared(batch)
-        torch.manual_seed(step_seed(settings.seed, self.step, "dropout"))
         parts.objective.train()
-        count = len(batch.ids)
-        size = settings.micro_batch or count
-        weight = batch.weights.sum().clamp(min=1)
-        loss = torch.zeros((), device=parts.device)
-        metrics: dict[str, torch.Tensor] = {}
-        margins: list[torch.Tensor] = []
-        for start in range(0, count, size):
-            device_type = torch.device(parts.device).type
-            with torch.autocast(device_type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                result = parts.objective(batch.part(start, start + size))
-            (result.loss / weight).backward()
-            loss += result.loss.detach() / weight
-            for name, value in result.metrics.items():
-                metrics[name] = metrics.get(name, 0) + value / weight
-            margins += [] if result.margins is None else [result.margins]
+        half = settings.precision == "bfloat16"
+        autocast = torch.autocast(torch.device(parts.device).type, torch.bfloat16, enabled=half)
+        seed = step_seed(settings.seed, self.step, "dropout")
+        with quick_products(parts.device):
+            sums = self.portions.gradient(parts.objective, batch, self.step, seed, autocast)
+        loss = sums.loss
         norm = torch.nn.utils.clip_grad_norm_(
             parts.objective.parameters(), math.inf if settings.clip is None else settings.clip
         )
@@ -181,27 +179,38 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         parts.objective.after_step()
-        if margins and parts.mixing is None:  # a mixed image has no label of its own
+        if sums.margins and parts.mixing is None:  # a mixed image has no label of its own
             samples, _, _ = parts.batches.order.of_step(self.step, settings.batch_size)
-            self.margins.add(samples, torch.cat(margins), batch.weights)
+            self.margins.add(samples, torch.cat(sums.margins), batch.weights)
         self.step += 1
-        return {"train/loss": float(loss), "lr": rate, **{f"train/{k}": float(v) for k, v in metrics.items()}}
+        return {"train/loss": float(loss), "lr": rate, **{f"train/{k}": float(v) for k, v in sums.metrics.items()}}
 
     def _update(self, batch: Batch) -> None:
+        before = len(self.portions.halved)
         facts = self.advance(batch)
+        if len(self.portions.halved) > before:
+            self.portions.write(self.folder)
+            step, size = self.portions.halved[-1]
+            self.progress.note(
+                f"memory ran out at step {step}, which was begun again: from now on {size} of a batch's {len(batch.ids)} images "
+                "are computed at a time; an update is of as many images as before"
+            )
         self._count_skipped(batch)
         self.progress.update(self.step, facts, len(batch.ids))
         if self.step % LOG_EVERY == 0 or self.step == self.total:
             self._log({**facts, **self.progress.rates()})
 
     def _prepared(self, batch: Batch) -> Batch:
-        """On the device, and mixed: partners come from the whole batch, before it is divided."""
+        """On the device, mixed, and perhaps smaller: partners come from the whole batch, before it is divided."""
         device = self.parts.device
         views, labels = tuple(view.to(device) for view in batch.views), batch.labels.to(device)
         if self.parts.mixing is not None:
             seed = step_seed(self.settings.seed, self.step, "mixing")
             images, labels = self.parts.mixing(views[0].float(), labels, seed)
             views = (images,)
+        if growth := self.parts.growth:
+            stride = self.parts.objective.backbone.config.stride
+            views = tuple(growth(view, self.step, self.total, stride) for view in views)
         return Batch(views, labels, batch.ids, batch.weights.to(device))
 
     def _evaluation_due(self) -> bool:
@@ -240,6 +249,7 @@ class Trainer:
         checkpoints = self.folder / "checkpoints"
         checkpoints.mkdir(parents=True, exist_ok=True)
         state.sweep(checkpoints)
+        self.portions.read(self.folder)
         found, passed = state.load(checkpoints)
         for line in passed:
             self.progress.note(line)

@@ -14,7 +14,9 @@ from pathlib import Path
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
-_ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
+_SHORT = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # M_... of malloc.h
+_KEPT = 2**30  # freed memory up to this size is used again rather than returned
 
 
 def resident_bytes() -> int:
@@ -48,6 +50,18 @@ def share_heap() -> None:
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
 
 
+def keep_freed() -> None:
+    """From now on freed memory stays with the process until `give_back`, where the C library can be told so (glibc).
+
+    Otherwise each large activation is asked of the system anew at every step and given back after it, page by page: some
+    100,000 page faults and a tenth of the time of a step (docs/performance.md).
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, _KEPT)
+        library.mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
 def give_back() -> None:
     """Returns freed memory to the system, where the C library can (glibc); else the next stage grows beside its gaps."""
     with suppress(OSError, AttributeError):
@@ -76,6 +90,7 @@ class Usage:
     @classmethod
     def begin(cls) -> Usage:
         share_heap()
+        keep_freed()
         reset_peak()
         return cls()
 
@@ -93,6 +108,15 @@ class Usage:
         return {
             "seconds": round(self.seconds, 2), "peak_memory_bytes": peak_bytes(), "memory_growth_bytes": self.growth,
         }  # fmt: skip
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory ran out: PyTorch has a class of its own for the accelerator's only; else it says so in words."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in _SHORT)
 
 
 def _largest() -> int:

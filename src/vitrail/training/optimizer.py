@@ -53,7 +53,7 @@ class AdamW(Optimizer):
         unit = 1.0 if self.decay_follows == "rate" else 1 / self.lr
         head = None if self.head_decay is None else self.head_decay * unit
         groups = _decay_groups(model, self.weight_decay * unit, head)
-        return _with_base([torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)])
+        return _with_base([torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)])
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ class Muon(Optimizer):
         if mine:
             optimizers.append(torch.optim.Muon(mine, lr=self.lr, weight_decay=self.weight_decay))
         if rest:
-            optimizers.append(torch.optim.AdamW(rest, lr=self.adam_lr, betas=self.adam_betas, weight_decay=0.0))
+            rule = torch.optim.AdamW(rest, lr=self.adam_lr, betas=self.adam_betas, weight_decay=0.0, fused=True)
+            optimizers.append(rule)
         return _with_base(optimizers)
 
 

@@ -16,10 +16,14 @@ def best_precision(dim: int) -> Literal["float32", "bfloat16"]:
     return "bfloat16" if native and wide else "float32"
 
 
-def _cpu_multiplies_bfloat16() -> bool:
+def processor(*names: str) -> set[str]:
+    """The words of a line of /proc/cpuinfo that begins with one of `names`; none where there is no such file."""
     try:
         with open("/proc/cpuinfo") as file:
-            flags = next((line for line in file if line.startswith(("flags", "Features"))), "").split()
+            return set(next((line for line in file if line.startswith(names)), "").split())
     except OSError:
-        return False
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+        return set()
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & processor("flags", "Features"))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitrail.checkpoints.arrays import write_safetensors
 from vitrail.errors import VitrailError
-from vitrail.files import explained, new_folder, read_json, write_json, write_text
+from vitrail.files import explained, json_text, new_folder, read_json, write_json, write_text
 
 MANIFEST = "MANIFEST.json"
 KEEP = 2
@@ -90,6 +90,8 @@ def damage(place: Path) -> str | None:
         return f"{MANIFEST} is missing"
     try:
         manifest = read_json(place / MANIFEST)
+        if (place / MANIFEST).read_text() != json_text(manifest):  # it has no hash of its own, and needs none
+            return f"{MANIFEST} has changed since it was written"
         for name, facts in manifest.items():
             file = place / Path(name).name
             if not file.is_file():
@@ -98,7 +100,7 @@ def damage(place: Path) -> str | None:
                 return f"{name} has {file.stat().st_size} bytes instead of {facts['size']}"
             if digest(file) != facts["sha256"]:
                 return f"{name} has changed since it was written"
-    except (VitrailError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (VitrailError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         return f"{MANIFEST} cannot be used: {error}"
     required = {"training.safetensors", "training.json", "model.safetensors", "config.json"}
     return (

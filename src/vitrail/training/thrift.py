@@ -7,27 +7,68 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from jaxtyping import Shaped
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitrail.configuration import require
 from vitrail.errors import UsageError
 from vitrail.model.tokenizers import Tokens
+from vitrail.training.products import same_again
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Small images first (progressive resizing; Tan & Le 2021, arXiv 2104.00298, without its stronger augmentation).
+
+    The image of a step has a share of the side that grows in `stages` from `first` to all of it, and of whole patches;
+    positions are resampled. The last part of the run, from `until` on, sees images as they are judged.
+    """
+
+    first: float = 0.5
+    until: float = 0.6
+    stages: int = 3
+
+    def __post_init__(self) -> None:
+        require(0 < self.first <= 1, "thrift.growth.first", self.first, "more than 0, at most 1")
+        require(0 < self.until <= 1, "thrift.growth.until", self.until, "more than 0, at most 1, a share of the run")
+        require(0 < self.stages <= 100, "thrift.growth.stages", self.stages, "1 to 100")
+
+    def share(self, step: int, total: int) -> float:
+        """Of the side, at a step of a run of `total`; a function of these alone."""
+        stage = min(self.stages, int(step / (self.until * total) * self.stages))
+        return self.first + (1 - self.first) * stage / self.stages
+
+    def __call__(
+        self, images: Shaped[Tensor, "batch channels height width"], step: int, total: int, stride: tuple[int, int]
+    ) -> Shaped[Tensor, "batch channels height width"]:
+        """The images of a step, uint8 or float32; float32 where they shrink."""
+        share = self.share(step, total)
+        if share == 1:
+            return images
+        rows, cols = (
+            min(side, max(1, round(side * share / unit)) * unit)
+            for side, unit in zip(images.shape[2:], stride, strict=True)
+        )
+        return F.interpolate(images.float(), (rows, cols), mode="bilinear", antialias=True)
 
 
 @dataclass(frozen=True)
 class Thrift:
-    """Both act in training alone, on the model that learns; neither is a part of what is saved.
+    """All act in training alone, on the model that learns; neither is a part of what is saved.
 
     Attributes:
         recompute: of every encoder block only the input is kept, and its inside is computed again for the gradient
             (Chen et al. 2016, arXiv 1604.06174): less memory, about a third more time, the same bits.
         patch_dropout: this share of the patches, others of every image, is left out after the patches are embedded and
             before their positions are added (Liu et al. 2022, arXiv 2208.07220): less of both, and a regulariser.
+        growth: small images first.
     """
 
     recompute: bool = False
     patch_dropout: float = 0.0
+    growth: Growth | None = None
 
     def __post_init__(self) -> None:
         require(0 <= self.patch_dropout < 1, "thrift.patch_dropout", self.patch_dropout, "0 to less than 1")
@@ -38,7 +79,7 @@ class Thrift:
         Raises:
             UsageError: VT003, the model has no encoder blocks.
         """
-        if self == Thrift():
+        if not self.recompute and not self.patch_dropout:
             return
         blocks = getattr(model, "blocks", None)
         if not isinstance(blocks, nn.ModuleList):
@@ -47,7 +88,7 @@ class Thrift:
         if self.patch_dropout:
             model.get_submodule("tokenizer").register_forward_hook(partial(_left_out, self.patch_dropout))
         for block in blocks if self.recompute else ():
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=same_again)
 
 
 def _left_out(share: float, tokenizer: nn.Module, _: Any, tokens: Tokens) -> Tokens:
