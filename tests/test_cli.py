@@ -315,6 +315,7 @@ def test_every_verb_is_known_to_these_tests():
         "report",
         "compare",
         "models",
+        "recipes",
         "convert",
         "doctor",
         "data",

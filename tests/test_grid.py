@@ -59,9 +59,11 @@ def test_the_best_rate_is_trained_on_all_but_test(whole, pictures):
 
 
 def test_a_trial_is_a_run_of_its_own(whole, pictures, tmp_path):
-    """As many steps as the whole run has, on train alone."""
-    tiny.tiny(pictures, tmp_path / "run", **{k: v for k, v in SETTINGS.items() if "model" not in k},
-              optimizer__lr=0.05, training__epochs=repr(8.5 * 8 / 32))  # fmt: skip
+    """As many steps as the whole run has, on train alone, and on pixels normalised as the whole run's."""
+    told = json.loads((whole / "config.json").read_text())["run"]["preprocessing"]
+    settings = SETTINGS | {"optimizer.lr": "0.05", "training.epochs": repr(8.5 * 8 / 32)}
+    settings |= {f"preprocessing.{name}": json.dumps(told[name]) for name in ("mean", "std")}
+    train(str(pictures), tmp_path / "run", Asked(settings=settings), Machine("cpu"), quiet=True)
     last = [record for record in tiny.records(tmp_path / "run") if "val/loss" in record][-1]
     row = json.loads((whole / "grid.json").read_text())["rows"][1]
     assert last["step"] == 9 and (row["val/top1"], row["val/loss"]) == (last["val/top1"], last["val/loss"])
@@ -109,6 +111,7 @@ def test_a_rate_that_diverges_is_no_end(pictures, tmp_path, vitrail_command):
     assert "lr 1e+30" in done.out and "diverged at step" in done.out and "   chosen" in done.out
     for name in ("report.html", "README.md"):
         assert "1e+30" in (tmp_path / "run" / name).read_text()
+    assert "is the smallest that was tried" in done.out and "--lr 0.01,0.0033" in done.out
     asked = vitrail_command("train", pictures, "--out", tmp_path / "run", "--lr", "0.01,1e30", "--json", *flags)
     found = json.loads(asked.out)
     assert found["already"] and found["grid"]["chosen"] == 0.01 and "diverged" in found["grid"]["rows"][1]
@@ -193,24 +196,23 @@ def test_a_damaged_table_is_made_again(tmp_path, damage):
 
 
 def test_neighbours_without_a_val_split_choose_k_among_train(pictures):
-    """k by leave-one-out: an oracle that computes all distances, on noisy labels, of which k = 1 is not the best."""
+    """k by leave-one-out on labels of which a fifth is wrong, where one neighbour is not enough; by all distances."""
     source = open_source(str(pictures))
-    train_pictures, test = (
-        Pictures(source.split(name), Preprocessing((8, 8), 1, (0.5,), (0.5,))) for name in ("train", "test")
+    known, test = (
+        Pictures(source.split(name), Preprocessing((8, 8), 1, mean=(0.5,), std=(0.5,))) for name in ("train", "test")
     )
-    targets = train_pictures.dataset.targets.copy()
+    targets = known.dataset.targets.copy()
     targets[::5] = targets[::5, ::-1]
-    noisy = replace(train_pictures, dataset=replace(train_pictures.dataset, targets=targets))
-    flat = np.stack([noisy[i].reshape(-1).astype(float) for i in range(32)])
+    noisy = replace(known, dataset=replace(known.dataset, targets=targets))
+    flat = np.stack([noisy[index].reshape(-1).astype(float) for index in range(32)])
     distances = ((flat[:, None] - flat[None]) ** 2).sum(axis=2)
     np.fill_diagonal(distances, np.inf)
-    order = distances.argsort(axis=1)
-    right = {k: sum((targets[row[:k]].sum(axis=0) * [1, 1]).argmax() == own.argmax() for row, own in zip(order, targets, strict=True))
+    order, classes = distances.argsort(axis=1), targets.argmax(axis=1)
+    right = {k: sum(np.bincount(classes[row[:k]], minlength=2).argmax() == own for row, own in zip(order, classes, strict=True))
              for k in (1, 3, 5)}  # fmt: skip
-    assert right[3] > right[1]
-    said = nearest_pixels(noisy, None, test).how
-    assert f"the {max((3, 5, 10), key=lambda k: (right.get(k, -1), -k))} most similar" in said or "10 most" in said
-    assert "best on train, each left out" in said
+    assert right[1] < right[3] and right[3] >= right[5]
+    assert "the 3 most similar" in nearest_pixels(noisy, None, test).how
+    assert "best on train, each left out" in nearest_pixels(noisy, None, test).how
 
 
 @pytest.mark.parametrize(

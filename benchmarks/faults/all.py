@@ -78,7 +78,7 @@ def replaced(page: str, table: str, key: str, rows: list[str]) -> str:
 
 def measure(name: str) -> bool:
     """Runs one script and writes its rows."""
-    script = FAULTS[name].script if name in FAULTS else "peers.py"
+    script = FAULTS[name].script if name in FAULTS else "peers.py --trials 20"
     command = f"python benchmarks/faults/{script}"
     start = time.monotonic()
     print(f"{command} ...", flush=True)

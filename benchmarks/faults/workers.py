@@ -1,29 +1,31 @@
 """The same command with 0, 1, 2 and 4 workers: the weights must be the same, bit for bit.
 
-python benchmarks/faults/workers.py
+python benchmarks/faults/workers.py [--steps 60]
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-import tempfile
-from pathlib import Path
+from collections.abc import Sequence
 
-from kill import digests, new_folder, tiny, workshop
+from kill import differing, new_folder, tiny, undisturbed, verdict, whole, workshop
+
+WORKERS = (0, 1, 2, 4)
 
 
-def main() -> int:
-    found = {}
-    with tempfile.TemporaryDirectory() as place:
-        data = write_pictures(Path(place) / "data")
-        for workers in (0, 1, 2, 4):
-            tiny(data, Path(place) / f"workers-{workers}", 60, workers)
-            found[workers] = digests(Path(place) / f"workers-{workers}")
-            shown = "  ".join(f"{name} {found[workers][f'{name} hash'][:12]}" for name in ("weights", "optimizer"))
-            print(f"{workers} workers: {shown}", flush=True)
-    equal = all(found[workers] == found[0] for workers in found)
-    print("all equal" if equal else "they differ")
-    return 0 if equal else 1
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=60)
+    steps, good = parser.parse_args(arguments).steps, 0
+    _, expected = undisturbed("plain", steps)
+    for workers in WORKERS:
+        out = new_folder("workers")
+        whole(lambda: tiny(workshop() / "data", out, steps, workers))  # noqa: B023  done at once
+        differs = differing(expected, out)
+        good += not differs
+        print(f"{workers} workers: {', '.join(differs) or 'same'}", flush=True)
+    return verdict(good, len(WORKERS), "numbers of workers with the same end")
 
 
 if __name__ == "__main__":

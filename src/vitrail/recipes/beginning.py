@@ -30,7 +30,8 @@ def decided(run: Run, asked: Asked) -> dict[str, str]:
     """Keys that the first start of a run decides, and what decides them; what was typed is not among them."""
     names = ["training.micro_batch", "training.precision"]
     if run.time_limit is not None:
-        names += ["training.epochs", *(n for n in configuration.keys(run.to_json()) if n.startswith("schedule."))]
+        schedule = [name for name in configuration.keys(run.to_json()) if name.startswith("schedule.")]
+        names += ["training.epochs", *(name for name in schedule if name != "schedule.type")]
     found = {name: HERE for name in names if name not in asked.settings}
     return found | ({run.spelled("optimizer.lr"): BY_GRID} if run.grid else {})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail.files import write_text
 from vitrail.report.findings import findings
-from vitrail.report.story import Story, read_story
+from vitrail.report.story import Story, grid_rows, read_story
 from vitrail.report.trust import origin_words, reservations, without_leaks
 from vitrail.statistics import share
 
@@ -78,6 +78,13 @@ def _result(story: Story) -> list[str]:
         "|---|---|---|",
     ]
     lines += [f"| {name} | {value} | {how} |" for name, value, how in rows]
+    if tried := grid_rows(story):
+        lines += [
+            "",
+            f"Learning rates that were tried, on {story.grid['n']:,} held-out pictures of the training images:",
+            "",
+        ]
+        lines += ["| learning rate | came to | |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in tried)]
     if told := [finding for finding in findings(story) if finding.severity != "good"]:
         lines += ["", "What to know:", "", *(f"- {plain(f.title)}. {plain(f.evidence)}" for f in told)]
     return lines

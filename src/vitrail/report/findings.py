@@ -56,7 +56,19 @@ class Finding:
 
 def findings(story: Story) -> list[Finding]:
     """All findings of a run, what needs action first."""
-    makers = (_course, _baseline, _labels, _weak_classes, _confusion, _fit, _calibration, _few_images, _data, _waiting)
+    makers = (
+        _course,
+        _baseline,
+        _labels,
+        _weak_classes,
+        _confusion,
+        _fit,
+        _calibration,
+        _few_images,
+        _data,
+        _rates,
+        _waiting,
+    )
     found = [finding for maker in makers for finding in _made(maker, story)]
     return sorted(found, key=lambda finding: ORDER[finding.severity])
 
@@ -272,7 +284,9 @@ def _fit(story: Story) -> Iterator[Finding]:
 
 
 def _longer(story: Story) -> str:
-    epochs = story.run.get("training", {}).get("epochs")
+    epochs, limit = story.run.get("training", {}).get("epochs"), story.run.get("time_limit")
+    if limit:
+        return train_command(story, **{"time-limit": f"{round(2 * limit)}s"})
     return train_command(story, epochs=f"{2 * epochs:g}") if epochs else ""
 
 
@@ -320,6 +334,20 @@ def _few_images(story: Story) -> Iterator[Finding]:
 def _half(value: float, total: int) -> float:
     low, high = wilson_interval(round(value * total), total)
     return (high - low) / 2
+
+
+def _rates(story: Story) -> Iterator[Finding]:
+    """Whether the best learning rate lies at the edge of those that were tried."""
+    rates = sorted(row["lr"] for row in story.grid.get("rows", ()))
+    chosen = story.grid.get("chosen")
+    if chosen is None or chosen not in (rates[0], rates[-1]):
+        return
+    side, further = ("largest", 3 * chosen) if chosen == rates[-1] else ("smallest", chosen / 3)
+    yield Finding(
+        "rate-edge", "look", f"The best learning rate, {chosen:g}, is the {side} that was tried",
+        f"Tried were {', '.join(f'{rate:g}' for rate in rates)}; the best of all may lie beyond.",
+        "Try rates beyond it", "", train_command(story, lr=f"{chosen:g},{further:.2g}"), "course",
+    )  # fmt: skip
 
 
 def _waiting(story: Story) -> Iterator[Finding]:

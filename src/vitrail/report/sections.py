@@ -12,7 +12,7 @@ from vitrail.report.charts import LineChart, Series, line_chart, shades, thinned
 from vitrail.report.colophon import cost_facts, made_facts
 from vitrail.report.findings import BASELINES, advice_and_command, findings, suspects_line, use_steps
 from vitrail.report.gallery import Tile
-from vitrail.report.story import Story
+from vitrail.report.story import Story, grid_rows
 from vitrail.report.trust import (
     FEW_ANSWERS,
     calibrated,
@@ -286,7 +286,12 @@ def _course(story: Story) -> Facts:
         line_chart("Speed", "epoch", "pictures per second",
                    [series(steps, "images_per_second", "pictures per second")], from_zero=True),
     ]  # fmt: skip
-    return {"charts": [chart for chart in charts if chart is not None]}
+    told = f"Learning rates that were tried, on {story.grid['n']:,} held-out pictures" if story.grid else ""
+    return {
+        "charts": [chart for chart in charts if chart is not None],
+        "grid_rows": grid_rows(story),
+        "grid_told": told,
+    }
 
 
 def _calibration(story: Story) -> Facts:

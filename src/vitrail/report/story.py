@@ -128,6 +128,14 @@ _DATA = {
 _SUSPECT = {**_MEMBER, "suggested": str, "doubt": NUMBER}
 
 
+def grid_rows(story: Story) -> list[tuple[str, str, str]]:
+    """(learning rate, what it came to, "chosen" or nothing) of the rates that were tried."""
+    return [
+        (f"{row['lr']:g}", outcome_words(row), "chosen" if row["lr"] == story.grid["chosen"] else "")
+        for row in story.grid.get("rows", ())
+    ]
+
+
 def outcome_words(row: Facts) -> str:
     """What a learning rate that was tried came to."""
     if not isinstance(row.get("val/top1"), NUMBER):
