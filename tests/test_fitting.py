@@ -24,7 +24,7 @@ from vitrail.training.schedule import Cosine
 from vitrail.training.thrift import Growth
 
 SHORTAGES = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
-             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")]  # fmt: skip
+             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")]  # fmt: skip
 LUCK = {"model__block__dropout": 0.2, "augmentation__mixup": '{"alpha": 0.3}', "optimizer": "sgd"}
 
 

@@ -1,6 +1,7 @@
 """The recipes of papers: what they say is what is written, each can be planned, and one runs from end to end."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import tiny
+from vitrail.cli import app
 from vitrail.data.mixing import CutMix, EitherMixing, Mixup
 from vitrail.data.transforms import RandAugment
 from vitrail.errors import UsageError
@@ -19,7 +21,7 @@ from vitrail.recipes.run import AUGREG, Augmentation
 from vitrail.training.optimizer import SGD, AdamW, LayerDecay
 from vitrail.training.schedule import Cosine, Linear, ReciprocalSquareRoot, Stairs
 
-OWN = {"from-scratch", "demo", "fashion-mnist", "fine-tune"}  # tested with the verbs
+OWN = {"from-scratch", "from-scratch-small", "demo", "fashion-mnist", "fine-tune"}  # tested with the verbs
 PAPERS = sorted({*RECIPES, *TRANSFERS} - OWN)
 
 
@@ -145,6 +147,44 @@ def test_a_recipe_that_does_not_fit_the_start(colour, run, recipe, weights, mess
     with pytest.raises(UsageError, match=message) as refused:
         planned(colour, recipe, run if weights else None)
     assert refused.value.code == "VT005"
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, *TRANSFERS])
+def test_every_recipe_says_its_command_its_cost_and_a_result(recipe, vitrail_command):
+    """A command of its own that parses, what it costs, and a figure that was published or measured."""
+    shown = vitrail_command("recipes", recipe)
+    text = " ".join(shown.out.split())
+    assert shown.status == 0 and text.startswith(f"{recipe}: ")
+    command = re.search(r"vitrail train \S+( --\S+ [\w.,/-]+)*", text)
+    assert command and (f"--recipe {recipe}" in command[0] or recipe in ("from-scratch", "fine-tune", "demo")), text
+    app.parse_args(command[0].split()[1:], exit_on_error=False, print_error=False)
+    assert "Cost: " in text and re.search(r"(Published|Measured|[Mm]easured)\b.*\d+(\.\d+)? %", text), text
+
+
+def test_recipes_are_listed_in_a_line_each(vitrail_command):
+    listed = vitrail_command("recipes").out
+    assert all(re.search(rf"^  {recipe} ", listed, re.M) for recipe in (*RECIPES, *TRANSFERS))
+    assert [entry["name"] for entry in json.loads(vitrail_command("recipes", "--json").out)["recipes"]] == [
+        *RECIPES,
+        *TRANSFERS,
+    ]
+    refused = vitrail_command("recipes", "augregg")
+    assert refused.status == 2 and "did you mean augreg" in refused.err
+
+
+def test_from_scratch_small(tmp_path):
+    """Patches of 4 px up to 32 px, of 8 px above; 1.2 million examples, between 20 and 300 epochs."""
+    for side, patch in ((28, 4), (32, 4), (64, 8)):
+        data = tiny.write_pictures(tmp_path / f"{side}", side=side, per_class=12)
+        run = planned_of(data)
+        assert run.model.image_size == (side, side) and run.model.tokenizer.patch == (patch, patch)
+        assert run.training.epochs == 300 and run.training.batch_size == 128
+    full = plan_run("fashion-mini", Asked("from-scratch-small"))[1]
+    assert full.training.epochs == round(1_200_000 / 9000) and full.model.tokenizer.patch == (4, 4)
+
+
+def planned_of(data):
+    return plan_run(str(data), Asked("from-scratch-small"))[1]
 
 
 @pytest.mark.parametrize("recipe", PAPERS)

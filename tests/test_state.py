@@ -366,11 +366,3 @@ def test_a_disk_that_is_really_full_and_one_that_is_really_read_only(pictures, r
     assert any(name.startswith("step-") for name in states) and not any(name.endswith(".tmp") for name in states)
     assert again == 0 and digests["model.safetensors"] == tiny.digests(run)["model.safetensors"]
     assert read_only == 1 and "error[VT061]" in done.stderr and "Read-only file system" in done.stderr
-
-
-def test_kills_at_random_instants_change_nothing():
-    """The short form of the benchmark: two runs, killed with signal 9 again and again until they end."""
-    script = Path(__file__).parents[1] / "benchmarks" / "faults" / "kill.py"
-    done = subprocess.run([sys.executable, script, "--trials", "2", "--steps", "24"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(": same") == 2 and done.stdout.endswith("2/2\n")

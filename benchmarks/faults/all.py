@@ -58,10 +58,10 @@ FAULTS = {
 }  # fmt: skip
 
 SHORT: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
-    "kill": (kill.main, "--trials 2 --steps 15 --setups 'plain;averaged'"),
+    "kill": (kill.main, "--trials 1 --steps 15 --setups averaged"),
     "terminate": (terminate.main, "--trials 1 --steps 15"),
-    "saves": (saves.main, "--every 24 --goes-on 8"),
-    "rot": (rot.main, "--flips 49 --cuts 14 --goes-on 60"),
+    "saves": (saves.main, "--every 41 --goes-on 9"),
+    "rot": (rot.main, "--flips 49 --cuts 14 --goes-on 100"),
     "troubles": (troubles.main, "worker hang nan two --trials 1 --steps 15"),
 }
 

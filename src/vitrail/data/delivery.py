@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,6 +103,7 @@ def _alarm(batches: StepBatches, patience: float) -> Iterator[None]:
 def _made_by_workers(
     batches: StepBatches, start: int, stop: int, workers: int, patience: float
 ) -> Iterator[Batch]:
+    look = min(_LOOK, patience / 2)
     with warnings.catch_warnings():
         # More workers than cores are slower, not wrong; how many there are is the user's decision.
         warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -113,13 +113,13 @@ def _made_by_workers(
             sampler=range(start, stop),
             num_workers=workers,
             prefetch_factor=4,
-            timeout=min(_LOOK, patience / 2),
+            timeout=look,
             worker_init_fn=_leave_signals_to_the_parent,
         )
         iterator = iter(loader)
     _DEATHS.take_over()
     for step in range(start, stop):
-        seen, since = batches.reading.tolist(), time.monotonic()
+        seen, looks = batches.reading.tolist(), 0  # counted, not timed: the whole computer may have slept
         while True:
             try:
                 with _DEATHS.told():
@@ -128,9 +128,9 @@ def _made_by_workers(
             except RuntimeError as error:
                 if not str(error).startswith(_LATE):
                     raise
-            if seen != (now := batches.reading.tolist()):
-                seen, since = now, time.monotonic()
-            elif time.monotonic() - since >= patience:
+            looks = looks + 1 if seen == (now := batches.reading.tolist()) else 0
+            seen = now
+            if looks * look >= patience:
                 raise _hanging(batches, step, patience)
         yield batch
 

@@ -105,6 +105,10 @@ class Order:
             samples[mine], occurrences[mine] = chosen[places[mine]], times[places[mine]]
         return samples, epochs, occurrences
 
+    def position(self, step: int, batch: int) -> tuple[int, int, int]:
+        """(seed, epoch, place in the epoch) of the first sample of a step: all that is needed to go on from there."""
+        return self.seed, *divmod(step * batch, len(self.targets))
+
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if epoch not in self.epochs:
             chosen = self.sampling.epoch(self.seed, epoch, self.targets)

@@ -30,6 +30,7 @@ from vitrail.recipes.fitting import fitted
 from vitrail.recipes.grid import Choosing
 from vitrail.recipes.judge import Result, describe, judge, read_result
 from vitrail.recipes.room import Stage, shortage_explained
+from vitrail.recipes.run import Run
 from vitrail.training.folder import locked, refuse_foreign, remove_run, write_beginning
 from vitrail.training.loop import Trainer
 from vitrail.training.memory import Usage
@@ -79,6 +80,7 @@ def train(
         if examiner is not None:
             facts = data_facts(source, pictures, examiner)
             write_beginning(folder, config_facts(run, asked, machine), facts, split_table(source))
+        _tell_head(run, trainer.progress)
         _tell_skipped(pictures, trainer.progress, folder)
         try:
             if run.grid is not None:
@@ -114,6 +116,13 @@ def _finished(
             result = judge(folder, source, pictures, trainer.margins.mean(), problems)
         trainer.tracking.summary = result.numbers
     return result
+
+
+def _tell_head(run: Run, progress: Progress) -> None:
+    """Which classes keep what the weights know of them; this decides what comes out, and no one typed it."""
+    for reason in run.why if run.keep_classes else ():
+        if "by name" in reason:
+            progress.note(reason)
 
 
 def _tell_skipped(pictures: Mapping[str, Pictures], progress: Progress, folder: Path) -> None:

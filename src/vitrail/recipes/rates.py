@@ -102,7 +102,9 @@ def sweep(trainer: Trainer, low: float, high: float, groups: Callable[[float], S
     lowest, diverges, count = math.inf, None, FEWEST
     mine = [group for optimizer in trainer.parts.optimizers for group in optimizer.param_groups]
     while len(points) < count and time.perf_counter() - begun < PATIENCE:
-        rate = low * (high / low) ** (len(points) / (count - 1))
+        rate = low * (high / low) ** (
+            max(0, len(points) - 1) / (count - 2)
+        )  # the first two are alike: one loads, one is timed
         for group, wanted in zip(mine, groups(rate), strict=True):
             group.update({name: value for name, value in wanted.items() if name != "params"})
         start = time.perf_counter()
@@ -113,9 +115,8 @@ def sweep(trainer: Trainer, low: float, high: float, groups: Callable[[float], S
                 raise
             diverges = rate
             break
-        if len(points) == 1:  # the first step loads what all need
+        if len(points) == 1:
             count = min(MOST, max(FEWEST, int(SECONDS / max(1e-9, time.perf_counter() - start))))
-            rate = low
         mean, weight = SMOOTHING * mean + (1 - SMOOTHING) * loss, SMOOTHING * weight + 1 - SMOOTHING
         points.append(Point(rate, loss, mean / weight))
         lowest = min(lowest, points[-1].mean)

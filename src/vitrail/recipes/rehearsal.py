@@ -186,8 +186,9 @@ class Rehearsal:
             self.quick = max(1, round(quick))
             held = self._judged
             val = _as_many(held, min(self.quick, len(held.dataset)))
+            probe = replace(self.probe, thrift=replace(self.probe.thrift, compile=False))  # which takes a minute
             self.trainer = trainer_of(
-                self.probe, self.source, {**self.pictures, "val": val}, self.machine, folder, True, self.usage
+                probe, self.source, {**self.pictures, "val": val}, self.machine, folder, True, self.usage
             )
         self.trainer.parts.growth = None  # the last steps are the largest
         # What the objective keeps: the model that learns, perhaps its average, perhaps a teacher.

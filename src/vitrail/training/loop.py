@@ -238,6 +238,7 @@ class Trainer:
         facts = {
             "best": self.best if math.isfinite(self.best) else None, "facts": self.facts, "skipped": self.skipped,
             "log_length": state.length(self.folder / "metrics.jsonl"),
+            "position": self.parts.batches.order.position(self.step, self.settings.batch_size),
         }  # fmt: skip
         new = state.State(self.step, self.best_step, tensors, facts)
         self.saved = state.save(self.folder / "checkpoints", new, self.parts.write_model)

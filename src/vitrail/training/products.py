@@ -53,6 +53,8 @@ class QuickProducts(TorchFunctionMode):
 
 
 def _linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    if torch.compiler.is_compiling():  # it has its own ways, and does not take this operator from us
+        return None
     plain = values.dtype == weight.dtype == torch.float32 and values.device.type == "cpu"
     if plain and values.numel() and not torch.is_autocast_enabled("cpu") and _onednn_is_quicker():
         return Product.apply(values, weight, bias)

@@ -1,14 +1,16 @@
-"""What makes a step cheaper: activations computed again instead of kept, patches left out."""
+"""What makes a step cheaper: activations computed again instead of kept, patches left out, the model compiled."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -64,21 +66,29 @@ class Thrift:
         patch_dropout: this share of the patches, others of every image, is left out after the patches are embedded and
             before their positions are added (Liu et al. 2022, arXiv 2208.07220): less of both, and a regulariser.
         growth: small images first.
+        compile: torch.compile for the steps alone, with every size of images and batch compiled by itself, so that a run
+            that goes on has the same code and the same bits: about a minute before the first step (docs/performance.md
+            says where it pays). Results differ from those without it as rounding does. `--plan` leaves it out.
     """
 
     recompute: bool = False
     patch_dropout: float = 0.0
     growth: Growth | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         require(0 <= self.patch_dropout < 1, "thrift.patch_dropout", self.patch_dropout, "0 to less than 1")
+        if self.compile and self.recompute:
+            raise UsageError("VT003", "thrift.compile and thrift.recompute together", "one of them")
 
     def prepare(self, model: nn.Module) -> None:
         """Changes how `model` computes, in place.
 
         Raises:
-            UsageError: VT003, the model has no encoder blocks.
+            UsageError: VT003, the model has no encoder blocks, or there is nothing to compile with.
         """
+        if self.compile:
+            _compile(model)
         if not self.recompute and not self.patch_dropout:
             return
         blocks = getattr(model, "blocks", None)
@@ -89,6 +99,21 @@ class Thrift:
             model.get_submodule("tokenizer").register_forward_hook(partial(_left_out, self.patch_dropout))
         for block in blocks if self.recompute else ():
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=same_again)
+
+
+def _compile(model: nn.Module) -> None:
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and not any(map(shutil.which, ("c++", "g++", "clang++", os.environ.get("CXX", "c++")))):
+        raise UsageError("VT003", "thrift.compile, and there is no C++ compiler for it", "g++ or clang++ on the path",
+                         "install one, or leave out --set thrift.compile")  # fmt: skip
+    plain = model.forward
+    compiled = torch.compile(plain, dynamic=False)
+
+    def forward(images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        # Evaluation has other sizes, and each would be compiled.
+        return compiled(images) if model.training else plain(images)
+
+    model.forward = forward
 
 
 def _left_out(share: float, tokenizer: nn.Module, _: Any, tokens: Tokens) -> Tokens:
