@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install axe demo test soak check bench clean
+.PHONY: install axe demo test soak faults check bench clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,10 @@ test: install
 # The long checks: kills at random instants, worker counts, whole recipes. docs/measurements.md has their figures.
 soak: install
 	@$(BIN)/python -m pytest -m slow --override-ini addopts="-q -ra --strict-markers"
+
+# Writes docs/reliability.md; an hour. Its rows of peers need: pip install accelerate lightning-fabric
+faults: install
+	@$(BIN)/python benchmarks/faults/all.py
 
 check: install
 	@$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
     python benchmarks/training.py steps ViT-Ti/4 --rounds 5       # 32 px, batch 128, from PNG files
     python benchmarks/training.py steps ViT-S/16 --rounds 5       # 224 px, batch 16, from JPEG files of 500x375
-    python benchmarks/training.py race --data fashion-mini --seeds 0
+    python benchmarks/training.py race --seeds 0,1,2                     # see race.py
     python benchmarks/training.py steps ViT-B/16 --device cuda --batch 128     # and model-FLOPs utilisation; not run so far
 
 Each contender is a process of its own with the same number of threads, which waits while the others take their turn: a
@@ -238,6 +238,9 @@ def steps(arguments: argparse.Namespace) -> None:
         pairs = [(name, precision) for precision in precisions for name in ("vitrail", "bare", *PEERS)]
         contenders = [Contender(name, precision, arguments, Path(scratch)) for name, precision in pairs]
         assert len({one.parameters for one in contenders}) == 1, [(one.title, one.parameters) for one in contenders]
+        if arguments.wait:
+            input("all are ready; Enter begins")
+            began = time.monotonic()
         for round_ in range(arguments.rounds):
             if time.monotonic() - began > arguments.seconds:
                 break
@@ -302,11 +305,16 @@ def main() -> None:
     parser.add_argument("--kind", choices=("png", "jpg"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=600.0, help="begin no round after so long")
+    parser.add_argument("--wait", action="store_true", help="for Enter before the first round, until nothing else runs")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
+    parser.add_argument(
+        "--rates", type=lambda text: [float(part) for part in text.split(",")], default=[5e-4, 1e-3, 2e-3]
+    )
     parser.add_argument("--name")
     parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16")
-    parser.add_argument("--data", type=Path, default=Path("fashion-mini"))
+    parser.add_argument("--data", type=Path)
     arguments = parser.parse_args()
     if arguments.what == "steps":
         steps(arguments)

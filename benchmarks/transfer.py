@@ -83,7 +83,7 @@ def nearest(task: Task, rows: Features) -> NDArray[np.bool_]:
     """Which test pictures the k nearest training pictures know."""
 
     def known(split: str, k: int) -> NDArray[np.bool_]:
-        found = neighbours(rows["train"], rows[split], k)  # type: ignore[arg-type]  # any numbers will do
+        found = neighbours(rows["train"], rows[split], k)
         return right_of(found, task.targets("train"), task.targets(split))
 
     return known("test", max(CHOICES, key=lambda k: (int(known("val", k).sum()), -k)))
@@ -112,7 +112,7 @@ def _regression(inputs: torch.Tensor, targets: torch.Tensor, penalty: float) -> 
         value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     return layer
 
 

@@ -15,8 +15,6 @@ from vitrail.objectives.sharpness import SharpnessAware
 from vitrail.objectives.supervised import Supervised, SupervisedObjective
 from vitrail.recipes import fitting
 from vitrail.recipes.asked import Asked, plan_run
-from vitrail.recipes.assembly import Machine
-from vitrail.recipes.execute import train
 from vitrail.recipes.room import Room, counted
 from vitrail.training.gradient import Portions
 from vitrail.training.loop import Trainer
@@ -54,7 +52,7 @@ def planned_portions(monkeypatch, halved):
     monkeypatch.setattr(Portions, "read", lambda self, folder: self.halved.extend(halved))
 
 
-@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", [SHORTAGES[2], *(pytest.param(e, marks=pytest.mark.slow) for e in SHORTAGES[:2])])
 def test_memory_that_runs_out_halves_the_portion_and_changes_nothing_else(pictures, tmp_path, monkeypatch, error):
     """At step 5 of 12, from 8 images to 4 to 2: the weights are those of a run that divides so from this step on."""
     with monkeypatch.context() as patched:
@@ -74,7 +72,7 @@ def test_memory_that_runs_out_halves_the_portion_and_changes_nothing_else(pictur
     assert short == pytest.approx(whole, abs=1e-3)  # the same updates but for rounding and the luck of dropout
 
 
-@pytest.mark.parametrize("crash", [6, 9])
+@pytest.mark.parametrize("crash", [6, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_run_that_goes_on_divides_the_same_steps(pictures, tmp_path, monkeypatch, crash):
     """Halved at step 5; the last saved state is that of step 4, or 8."""
     with monkeypatch.context() as patched:
@@ -273,5 +271,3 @@ def test_balanced_class_weights_by_a_word(tmp_path):
     counts = open_source(str(data)).split("train").targets.sum(axis=0)
     _, run = plan_run(str(data), Asked(settings={"objective.class_weights": "balanced", "training.epochs": "1"}))
     assert run.objective.class_weights == pytest.approx([counts.sum() / (2 * count) for count in counts], abs=1e-5)
-    assert train(str(data), tmp_path / "run", Asked(settings=tiny.SETTINGS | {"objective.class_weights": "balanced"}),
-                 Machine("cpu"), quiet=True).top1 >= 0  # fmt: skip

@@ -34,9 +34,7 @@ def test_rows_are_matched_by_name(run):
 
 def test_what_is_kept_and_what_is_new_is_told(vitrail_command, run, other, tmp_path):
     flags = ["--weights", run, "--epochs", "1", "--batch-size", "8"]
-    plan = vitrail_command("train", other, "--plan", *flags)
-    assert plan.status == 0, plan.err
-    text = " ".join(plan.out.split())
+    text = " ".join(plan_run(str(other), Asked(weights=str(run)))[1].why)
     assert (
         "1 classes are kept, matched by name; 2 are new: a new one, one more; 1 of the weights are dropped: dark below"
         in text

@@ -83,6 +83,7 @@ def test_rates_that_are_all_too_large_diverge_at_once(tmp_path):
 
 def test_the_command_writes_nothing_and_suggests_a_rate_that_learns(pictures, tmp_path, vitrail_command, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rates, "MOST", 40)
     before = {path: path.stat().st_mtime_ns for path in Path(pictures).rglob("*")}
     asked = vitrail_command("train", pictures, "--find-lr", "--json", *tiny.flags(optimizer="sgd"))
     assert asked.status == 0, asked.err
@@ -108,6 +109,7 @@ def test_only_what_lr_means_is_swept(pictures, tmp_path, monkeypatch):
         return facts
 
     monkeypatch.setattr(Trainer, "advance", looking)
+    monkeypatch.setattr(rates, "MOST", 40)
     run, curve = rates.rate_curve(str(pictures), rates.Asked(settings=tiny.SETTINGS), rates.Machine("cpu"))
     assert isinstance(run.optimizer, Muon) and {second for _, second in seen} == {2e-3}
     assert [first for first, _ in seen][: len(curve.points)] == pytest.approx([point.rate for point in curve.points])

@@ -121,18 +121,9 @@ def test_every_single_bit_of_a_state_is_guarded(checkpoints):
             content = bytearray(whole)
             content[place] ^= 1 << random.integers(0, 8)
             file.write_bytes(content)
-            if file.name == "MANIFEST.json" and json_or_none(content) == json.loads(whole):
-                continue  # white space
             assert state.load(checkpoints)[0].step == 2, (file.name, place)
         file.write_bytes(whole)
     assert state.load(checkpoints)[0].step == 3
-
-
-def json_or_none(content):
-    try:
-        return json.loads(content)
-    except ValueError:
-        return None
 
 
 def test_no_whole_state_gives_none_and_all_the_reasons(checkpoints):

@@ -82,7 +82,9 @@ def measure(name: str) -> bool:
     command = f"python benchmarks/faults/{script}"
     start = time.monotonic()
     print(f"{command} ...", flush=True)
-    done = subprocess.run([sys.executable, *shlex.split(command)[1:]], capture_output=True, text=True, cwd=PAGE.parents[1])
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:]], capture_output=True, text=True, cwd=PAGE.parents[1]
+    )
     minutes = (time.monotonic() - start) / 60
     lines = done.stdout.splitlines()
     print(f"  {lines[-1] if lines else done.stderr[-500:]}  ({minutes:.1f} minutes)", flush=True)
@@ -104,8 +106,12 @@ def main() -> int:
     parser.add_argument("--short", action="store_true")
     asked = parser.parse_args()
     if asked.short:
-        return max(script(shlex.split(SHORT[name][1])) for name, (script, _) in SHORT.items() if name in (asked.names or SHORT))
-    return 0 if all([measure(name) for name in asked.names or [*FAULTS, "peers"]]) else 1
+        kill.without_pages()
+        return max(
+            script(shlex.split(SHORT[name][1])) for name, (script, _) in SHORT.items() if name in (asked.names or SHORT)
+        )
+    well = [measure(name) for name in asked.names or [*FAULTS, "peers"]]  # all of them, whatever the first gives
+    return 0 if all(well) else 1
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ import torch
 import torch._dynamo  # the first step of an optimizer would import it, for two seconds in every start
 from PIL import Image
 
+from vitrail.recipes import execute
 from vitrail.recipes.execute import Asked, Machine, train
 
 BATCH, PER_EPOCH = 8, 4  # 32 of the 40 pictures are for training
@@ -98,6 +99,11 @@ def command(data: Path, steps: int, setup: Setup = PLAIN) -> Asked:
 def tiny(data: Path, out: Path, steps: int, workers: int = 0, setup: Setup = PLAIN) -> None:
     """A run from beginning to end, or from where it stands."""
     train(str(data), out, command(data, steps, setup), Machine("cpu", workers, threads=1), quiet=True)
+
+
+def without_pages() -> None:
+    """The runs of this program write no report: it takes most of a tiny run's time, and nothing of it is compared."""
+    execute.describe = lambda folder: None
 
 
 def digests(run: Path) -> dict[str, str]:

@@ -7,10 +7,11 @@ Each program trains Vitrail's module of one layer, with dropout, from the same i
 which are mirrored at random, and saves every third step, as its documentation says: the Trainer with `save_steps`, two
 checkpoints kept, and `resume_from_checkpoint=get_last_checkpoint(folder)`; Fabric with `fabric.save` to a new file for
 each save and `fabric.load` of the file with the highest number, and the batches that were seen are read again and
-dropped, as in Lightning's own LitGPT; in a fourth row the order has a generator of its own and the random
-state is saved and restored by hand, which the documentation does not ask for. Each start is forked and killed as in kill.py. Where a start fails by itself, a person
-would have to help: it counts, the newest state is removed, and the trial goes on. Compared with the undisturbed run are
-weights and optimizer. Prints rows of a table; status 1 where Vitrail's own row is not whole.
+dropped, as in Lightning's own LitGPT; in a fourth row the order has a generator of its own and the random state is
+saved and restored by hand, which the documentation does not ask for. Each start is forked and killed as in kill.py.
+Where a start fails by itself, a person would have to help: it counts, the newest state is removed, and the trial goes
+on. Compared with the undisturbed run are weights and optimizer. Prints rows of a table; status 1 where Vitrail's own row
+is not whole.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ def fabric(out: Path, steps: int, keep_random: bool = False) -> None:
     model = Judged(data.model)
     model, optimizer = runner.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
     order = torch.Generator().manual_seed(0) if keep_random else None  # else it hangs on all luck before it
-    loader = runner.setup_dataloaders(torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True, generator=order))
+    loader = runner.setup_dataloaders(
+        torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True, generator=order)
+    )
     out.mkdir(exist_ok=True)
     state = {"model": model, "optimizer": optimizer, "step": 0}
     if keep_random:
@@ -162,7 +165,10 @@ def outcome(name: str, out: Path) -> dict[str, str]:
     if name == "trainer":
         from safetensors.torch import load_file
 
-        return {"weights": hashed(load_file(last / "model.safetensors")), "optimizer": hashed(torch.load(last / "optimizer.pt"))}
+        return {
+            "weights": hashed(load_file(last / "model.safetensors")),
+            "optimizer": hashed(torch.load(last / "optimizer.pt")),
+        }
     state = torch.load(last)
     return {"weights": hashed(state["model"]), "optimizer": hashed(state["optimizer"])}
 
@@ -171,7 +177,10 @@ PROGRAMS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
     "vitrail": ("Vitrail", vitrail),
     "trainer": ("Hugging Face Trainer, transformers {transformers}, accelerate {accelerate}", trainer),
     "fabric": ("Lightning Fabric {lightning-fabric}", fabric),
-    "fabric-random": ("Lightning Fabric {lightning-fabric}, order and random state kept by hand", partial(fabric, keep_random=True)),
+    "fabric-random": (
+        "Lightning Fabric {lightning-fabric}, order and random state kept by hand",
+        partial(fabric, keep_random=True),
+    ),
 }
 
 
@@ -220,7 +229,10 @@ def row(name: str, trials: int, steps: int, luck: random.Random) -> tuple[str, b
         print(f"trial {number + 1:2d}, {name}: {came} kills, {dict(failed)}, differs: {differing}", flush=True)
     told = ", ".join(f"{key} ({count})" for key, count in differs.items()) or "nothing"
     errors = f"{failures.total()}" + (f" ({', '.join(failures)})" if failures else "")
-    return f"| {words} | {trials} | {alone}/{trials} | {same}/{trials} | {kills} | {errors} | {told} |", alone == same == trials
+    return (
+        f"| {words} | {trials} | {alone}/{trials} | {same}/{trials} | {kills} | {errors} | {told} |",
+        alone == same == trials,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from kill import differing, ended, forked, new_folder, tiny, undisturbed, verdict, workshop
+from kill import differing, ended, forked, new_folder, tiny, undisturbed, verdict, without_pages, workshop
 
 from vitrail.training import state
 
@@ -77,8 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--flips", type=int, default=1000)
     parser.add_argument("--cuts", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--goes-on", type=int, default=60, help="after every so many-th the same command is run to its end")
+    parser.add_argument(
+        "--goes-on", type=int, default=60, help="after every so many-th the same command is run to its end"
+    )
     asked = parser.parse_args(arguments)
+    without_pages()
     out = new_folder("rot")
     ended(forked(partial(tiny, workshop() / "data", out, STEPS)))
     newest = out / "checkpoints" / f"step-{STEPS}"

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kill import PLAIN, differing, ended, forked, new_folder, tiny, undisturbed, verdict, workshop
+from kill import PLAIN, differing, ended, forked, new_folder, tiny, undisturbed, verdict, without_pages, workshop
 
 from vitrail.errors import VitrailError
 from vitrail.training import state
@@ -118,7 +118,9 @@ def traced(trainer: Trainer, *options: str) -> tuple[int, str]:
 def calls(trainer: Trainer) -> Counter[str]:
     """The system calls of a save that touch files, by name, in their number."""
     status, written = traced(trainer, TRACED)
-    lines = written.split('"the save is over')[0].splitlines()[1:-1]  # from the read that waits to the write of the mark
+    lines = written.split('"the save is over')[0].splitlines()[
+        1:-1
+    ]  # from the read that waits to the write of the mark
     if status != SAVED or any(line.startswith("[pid") for line in lines):
         raise SystemExit(f"the save failed by itself, or more than one thread made it\n{written[-2000:]}")
     return Counter(found[1] for line in lines if (found := re.match(r"(\w+)\(", line)))
@@ -168,8 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="every so many-th fault only")
     parser.add_argument("--faults", default=",".join(FAULTS))
-    parser.add_argument("--goes-on", type=int, default=1, help="after every so many-th the same command is run to its end")
+    parser.add_argument(
+        "--goes-on", type=int, default=1, help="after every so many-th the same command is run to its end"
+    )
     asked = parser.parse_args(arguments)
+    without_pages()
     undisturbed("plain", STEPS)
     run = standing()
     run.again()

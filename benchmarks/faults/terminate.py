@@ -19,7 +19,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kill import SETUPS, Setup, command, differing, ended, forked, new_folder, saved_step, undisturbed, verdict, workshop
+from kill import (
+    SETUPS,
+    Setup,
+    command,
+    differing,
+    ended,
+    forked,
+    new_folder,
+    saved_step,
+    undisturbed,
+    verdict,
+    workshop,
+)
 
 from vitrail import cli
 

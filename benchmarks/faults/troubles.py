@@ -28,7 +28,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from kill import PLAIN, SETUPS, differing, ended, forked, new_folder, saved_step, tiny, undisturbed, verdict, workshop
+from kill import (
+    PLAIN,
+    SETUPS,
+    differing,
+    ended,
+    forked,
+    new_folder,
+    saved_step,
+    tiny,
+    undisturbed,
+    verdict,
+    without_pages,
+    workshop,
+)
 from terminate import command_line
 
 from vitrail.data import delivery
@@ -64,7 +77,9 @@ def refused(out: Path, status: int, expected: int, *words: str) -> str | None:
 
 def worker(number: int, out: Path, luck: random.Random) -> str | None:
     run, killed, wanted = forked(lambda: tiny(workshop() / "data", out, STEPS, 2)), 0, luck.choice((1, 2))
-    while not (out / "metrics.jsonl").exists() and os.waitid(os.P_PID, run, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+    while (
+        not (out / "metrics.jsonl").exists() and os.waitid(os.P_PID, run, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    ):
         time.sleep(0.001)  # until it trains
     while killed < wanted and os.waitid(os.P_PID, run, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(luck.uniform(0, 0.1))
@@ -193,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60)
     asked = parser.parse_args(arguments)
+    without_pages()
     global STEPS
     failed, STEPS = 0, asked.steps
     for name in asked.troubles or TROUBLES:

@@ -39,7 +39,8 @@ def write_error(path: Path, error: OSError) -> VitrailError:
             "write elsewhere with --out",
         )  # fmt: skip
     return VitrailError(
-        "VT062", f"{path} could not be written: {error.strerror or error}", "a working disk; nothing that was there before is lost",
+        "VT062", f"{path} could not be written: {error.strerror or error}",
+        "a working disk; nothing that was there before is lost",
         "look at the disk, or write elsewhere with --out, and run the same command again",
     )  # fmt: skip
 

@@ -55,7 +55,9 @@ def training_batches(
                 step, deaths = step + 1, 0
         except (RuntimeError, EOFError, ConnectionError) as error:
             # The last two: one that had just made a batch was gone before it could be fetched.
-            if str(error).startswith("Caught") or (isinstance(error, RuntimeError) and not str(error).startswith(_DEAD)):
+            if str(error).startswith("Caught") or (
+                isinstance(error, RuntimeError) and not str(error).startswith(_DEAD)
+            ):
                 raise
             deaths += 1
             if deaths == DEATHS:
@@ -100,9 +102,7 @@ def _alarm(batches: StepBatches, patience: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _made_by_workers(
-    batches: StepBatches, start: int, stop: int, workers: int, patience: float
-) -> Iterator[Batch]:
+def _made_by_workers(batches: StepBatches, start: int, stop: int, workers: int, patience: float) -> Iterator[Batch]:
     look = min(_LOOK, patience / 2)
     with warnings.catch_warnings():
         # More workers than cores are slower, not wrong; how many there are is the user's decision.
@@ -187,13 +187,16 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 def _being_read(batches: StepBatches, first: int, last: int) -> str:
     """The pictures of these steps that were being read, or have been read last by an idle worker."""
     places = [(step, row) for step, row in batches.reading.tolist() if first <= step <= last]
-    names = [batches.pictures.dataset.ids[batches.order.of_step(step, batches.batch_size)[0][row]] for step, row in places]
+    names = [
+        batches.pictures.dataset.ids[batches.order.of_step(step, batches.batch_size)[0][row]] for step, row in places
+    ]
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "its pictures"
 
 
 def _hanging(batches: StepBatches, step: int, patience: float) -> DataError:
     return DataError(
-        "VT087", f"step {step} waits for {_being_read(batches, step, step)}, whose reading has not ended for {patience:.0f} seconds",
+        "VT087",
+        f"step {step} waits for {_being_read(batches, step, step)}, whose reading has not ended for {patience:.0f} seconds",
         "a picture in less than that", "look at this file and at the disk that it is on; the same command goes on from "
         "the last saved state",
     )  # fmt: skip

@@ -6,9 +6,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from vitrail import configuration
 from vitrail.checkpoints.adapt import adapt
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.loading import read
@@ -124,9 +126,16 @@ def trainer_of(
         device=device,
         workers=machine.workers,
         max_bad_share=run.data.max_bad_share,
+        identity=identity_of(run, source),
     )
     progress = Progress(folder, total, run.training.batch_size, len(pictures["train"].dataset), quiet, usage)
     return Trainer(parts, run.training, folder, progress)
+
+
+def identity_of(run: Run, source: Source) -> dict[str, Any]:
+    """What decides a run, by key, and the images; not what may change while it goes on, and no reasons."""
+    values = configuration.flat(run.to_json()) | {"the images": source.fingerprint[:12]}
+    return {key: value for key, value in values.items() if key not in ("why", "training.micro_batch")}
 
 
 def checkpoint_of(run: Run, source: Source, model: Backbone) -> Checkpoint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +88,7 @@ class Parts:
     device: str = "cpu"
     workers: int = 0
     max_bad_share: float = 0.05
+    identity: Mapping[str, Any] = field(default_factory=dict)  # what a state must agree with
 
 
 @dataclass
@@ -238,6 +239,7 @@ class Trainer:
         facts = {
             "best": self.best if math.isfinite(self.best) else None, "facts": self.facts, "skipped": self.skipped,
             "log_length": state.length(self.folder / "metrics.jsonl"),
+            "identity": dict(self.parts.identity),
             "position": self.parts.batches.order.position(self.step, self.settings.batch_size),
         }  # fmt: skip
         new = state.State(self.step, self.best_step, tensors, facts)
@@ -254,6 +256,8 @@ class Trainer:
         found, passed = state.load(checkpoints)
         for line in passed:
             self.progress.note(line)
+        if found is not None:
+            state.refuse_foreign(checkpoints, found, self.parts.identity)
         state.cut_back(self.folder / "metrics.jsonl", int(found.facts["log_length"]) if found else 0)
         if found is None:
             return

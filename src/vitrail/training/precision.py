@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-MIN_DIM = 384  # below, casting costs what the products save (benchmarks/precision.py, docs/log.md)
+MIN_DIM = 192  # from 64 it costs no time either (benchmarks/precision.py); what is this small is trained long, and counts every digit
 
 
 def best_precision(dim: int) -> Literal["float32", "bfloat16"]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitrail.checkpoints.arrays import write_safetensors
-from vitrail.errors import VitrailError
+from vitrail.errors import UsageError, VitrailError
 from vitrail.files import explained, json_text, new_folder, read_json, write_json, write_text
 
 MANIFEST = "MANIFEST.json"
@@ -84,14 +84,27 @@ def load(folder: Path) -> tuple[State | None, list[str]]:
     return None, passed
 
 
+def refuse_foreign(folder: Path, found: State, identity: Mapping[str, Any]) -> None:
+    """A state that was copied from another run; what only one of the two versions of Vitrail knows is not compared.
+
+    Raises:
+        UsageError: VT021 with the difference.
+    """
+    theirs = found.facts.get("identity", {})
+    both = [key for key in theirs if key in identity and theirs[key] != identity[key]]
+    if lines := [f"  {key}: the state has {theirs[key]!r}, this run {identity[key]!r}" for key in both[:12]]:
+        raise UsageError(
+            "VT021", f"{folder}/step-{found.step} is the state of another run\n" + "\n".join(lines), "a state of this run",
+            f"remove it, and the run goes on from the one before: rm -r {folder}/step-{found.step}",
+        )  # fmt: skip
+
+
 def damage(place: Path) -> str | None:
     """What is wrong with a saved state; None when every file has the size and hash of the manifest."""
     if not (place / MANIFEST).is_file():
         return f"{MANIFEST} is missing"
     try:
         manifest = read_json(place / MANIFEST)
-        if (place / MANIFEST).read_text() != json_text(manifest):  # it has no hash of its own, and needs none
-            return f"{MANIFEST} has changed since it was written"
         for name, facts in manifest.items():
             file = place / Path(name).name
             if not file.is_file():
@@ -100,12 +113,12 @@ def damage(place: Path) -> str | None:
                 return f"{name} has {file.stat().st_size} bytes instead of {facts['size']}"
             if digest(file) != facts["sha256"]:
                 return f"{name} has changed since it was written"
+        as_written = (place / MANIFEST).read_text() == json_text(manifest)  # it needs no hash of its own
     except (VitrailError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         return f"{MANIFEST} cannot be used: {error}"
-    required = {"training.safetensors", "training.json", "model.safetensors", "config.json"}
-    return (
-        None if required <= set(manifest) else f"{MANIFEST} does not list {', '.join(sorted(required - set(manifest)))}"
-    )
+    if missing := {"training.safetensors", "training.json", "model.safetensors", "config.json"} - set(manifest):
+        return f"{MANIFEST} does not list {', '.join(sorted(missing))}"
+    return None if as_written else f"{MANIFEST} has changed since it was written"
 
 
 def digest(file: Path) -> str:
