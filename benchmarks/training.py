@@ -2,6 +2,7 @@
 
     python benchmarks/training.py steps ViT-Ti/4 --rounds 5       # 32 px, batch 128, from PNG files
     python benchmarks/training.py steps ViT-S/16 --rounds 5       # 224 px, batch 16, from JPEG files of 500x375
+    python benchmarks/training.py profile ViT-S/16 --threads 1
     python benchmarks/training.py race --seeds 0,1,2                     # see race.py
     python benchmarks/training.py steps ViT-B/16 --device cuda --batch 128     # and model-FLOPs utilisation; not run so far
 
@@ -276,6 +277,37 @@ def table(contenders: list[Contender], arguments: argparse.Namespace, shape: Sha
     print(f"best of both: {best / own:.2f}")
 
 
+PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm", "mkldnn::"),
+    "attention": ("aten::bmm", "aten::baddbmm", "aten::_softmax", "Mixture", "aten::_scaled_dot"),
+    "GELU": ("aten::gelu",), "LayerNorm": ("aten::native_layer_norm",),
+    "copies and casts": ("aten::copy_", "aten::cat", "aten::_to_copy"), "sums and additions": ("aten::sum", "aten::add"),
+    "optimizer and clip": ("aten::_fused_adamw", "aten::_foreach", "aten::linalg_vector_norm", "aten::mul_"),
+}  # fmt: skip
+
+
+def profile(arguments: argparse.Namespace) -> None:
+    """Where the time of a bare step of ours goes, by torch.profiler."""
+    torch.set_num_threads(arguments.threads)
+    shape, batch, _, size, kind = SETTINGS[arguments.model]
+    arguments.batch = arguments.batch or batch
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        write_pictures(place / "data", size, kind, shape.classes)
+        trainer = our_trainer(place / "data", shape, arguments.batch, arguments.precision, "cpu", place)
+        step = bare_steps(trainer, arguments)
+        next(step), next(step)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            next(step)
+            next(step)
+    times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    part_of = {key: next((part for part, keys in PARTS.items() if key.startswith(keys)), "") for key in times}
+    shares = {part: sum(time for key, time in times.items() if part_of[key] == part) for part in PARTS}
+    total = sum(times.values())
+    for part, share in {**shares, "the rest": total - sum(shares.values())}.items():
+        print(f"| {part} | {share / total:.0%} |")
+
+
 def flops(shape: Shape) -> float:
     """Of one image, forward and backward: three times two for each multiply-add of the forward pass."""
     tokens, dim, hidden = (shape.side // shape.patch) ** 2 + 1, shape.dim, shape.hidden or 4 * shape.dim
@@ -298,7 +330,7 @@ def card_peak() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("steps", "race", "contender"))
+    parser.add_argument("what", choices=("steps", "profile", "race", "contender"))
     parser.add_argument("model", nargs="?", choices=SETTINGS, default="ViT-Ti/4")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int)
@@ -318,6 +350,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "steps":
         steps(arguments)
+    elif arguments.what == "profile":
+        profile(arguments)
     elif arguments.what == "contender":
         contender(arguments)
     else:

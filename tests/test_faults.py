@@ -1,6 +1,7 @@
 """Short forms of benchmarks/faults, which do harm to runs; what is refused on going on, and where a run goes on from."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -258,6 +259,19 @@ def test_workers_that_die_again_and_again_end_the_run_and_the_picture_is_named(p
     with pytest.raises(VitrailError) as killed:
         list(training_batches(made, 0, 8, 2, tell=told.append))
     assert killed.value.code == "VT088" and name in killed.value.what and len(told) >= 2
+
+
+def test_workers_that_die_while_a_step_is_computed_do_not_disturb_it(pictures):
+    """PyTorch's own handler would raise in the middle of the step; here the next batch comes from other workers."""
+    made, _ = batches_of(pictures, lambda: None)
+    expected, told, read = [made[step].ids for step in range(24)], [], []
+    for number, batch in enumerate(training_batches(made, 0, 24, 2, tell=told.append)):
+        read.append(batch.ids)
+        if number == 1:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            time.sleep(0.2)  # the signal comes here
+    assert read == expected and 1 <= len(told) <= 2 and "a data worker was killed" in told[0]
 
 
 def test_an_error_of_a_data_set_in_a_worker_is_itself(pictures):

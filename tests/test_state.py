@@ -97,6 +97,11 @@ DAMAGES = [
     (Path.unlink, "model.safetensors", "model.safetensors is missing"),
     (Path.unlink, "MANIFEST.json", "MANIFEST.json is missing"),
     (lambda file: file.write_bytes(file.read_bytes()[:-9]), "MANIFEST.json", "MANIFEST.json cannot be used"),
+    (
+        lambda file: file.write_bytes(file.read_bytes().replace(b"\n ", b"\n\t", 1)),
+        "MANIFEST.json",
+        "MANIFEST.json has changed",
+    ),
     (lambda file: file.write_text("[]"), "MANIFEST.json", "MANIFEST.json cannot be used"),
     (lambda file: file.write_text("{}"), "MANIFEST.json", "does not list .*training.safetensors"),
     (lambda file: file.write_text('{"config.json": 3}'), "MANIFEST.json", "MANIFEST.json cannot be used"),

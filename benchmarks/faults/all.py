@@ -1,6 +1,7 @@
 """Runs the scripts of this folder and writes what they counted into the tables of docs/reliability.md.
 
-    python benchmarks/faults/all.py [kill] [terminate] [saves] [rot] [worker] [crash] [hang] [nan] [two] [workers] [peers]
+    python benchmarks/faults/all.py [kill] [terminate] [saves] [rot] [worker] [crash] [hang] [nan] [two] [workers]
+        [vitrail] [trainer] [fabric] [fabric-random]
     python benchmarks/faults/all.py --short
 
 Without names it runs all of them, which takes about half an hour on one core; the row of each is written when it is done,
@@ -57,6 +58,8 @@ FAULTS = {
     "workers": Fault("Another number of data workers (0, 1, 2, 4)", "The same bits", "workers.py"),
 }  # fmt: skip
 
+PEERS = ("vitrail", "trainer", "fabric", "fabric-random")
+
 SHORT: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "kill": (kill.main, "--trials 1 --steps 15 --setups averaged"),
     "terminate": (terminate.main, "--trials 1 --steps 15"),
@@ -78,7 +81,7 @@ def replaced(page: str, table: str, key: str, rows: list[str]) -> str:
 
 def measure(name: str) -> bool:
     """Runs one script and writes its rows."""
-    script = FAULTS[name].script if name in FAULTS else "peers.py --trials 20"
+    script = FAULTS[name].script if name in FAULTS else f"peers.py --programs {name} --trials 5"
     command = f"python benchmarks/faults/{script}"
     start = time.monotonic()
     print(f"{command} ...", flush=True)
@@ -102,7 +105,7 @@ def measure(name: str) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=", ".join([*FAULTS, "peers"]))
+    parser.add_argument("names", nargs="*", help=", ".join([*FAULTS, *PEERS]))
     parser.add_argument("--short", action="store_true")
     asked = parser.parse_args()
     if asked.short:
@@ -110,7 +113,7 @@ def main() -> int:
         return max(
             script(shlex.split(SHORT[name][1])) for name, (script, _) in SHORT.items() if name in (asked.names or SHORT)
         )
-    well = [measure(name) for name in asked.names or [*FAULTS, "peers"]]  # all of them, whatever the first gives
+    well = [measure(name) for name in asked.names or [*FAULTS, *PEERS]]  # all of them, whatever the first gives
     return 0 if all(well) else 1
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from vitrail.commands.terminal import wrapped
 from vitrail.statistics import duration, share
 
+MAKING = 0.2  # share of a step from which on others should make the batches
 SHOWN = 6  # problems of the data
 WORDS = {
     "new": "new; nothing is there yet",
@@ -90,7 +91,14 @@ def _cost(found: dict[str, Any]) -> Rows:
     before = sum(seconds[name] for name in ("opening", "reading", "preparing"))
     after = sum(seconds.values()) - main - before - choosing
     free = found["available"]
+    machine = found["machine"]
+    helpers = f"{machine['workers']} worker{'s' * (machine['workers'] != 1)}"
+    pictures = f"batches take {machine['making_share']:.0%} of a step to make"
+    if machine["making_share"] > MAKING and not machine["workers"]:
+        pictures += ", which --workers 2 would do beside it"
     rows = [
+        ("Machine", f"{machine['device']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}, "
+                    f"{training['precision']}, {helpers}: {pictures}"),
         ("Cost", f"{found['flops_per_image'] / 1e6:,.0f} MFLOP an image forward; {found['steps']:,} steps, {measured}"),
         ("", f"time    {duration(found['seconds'])}: reading {duration(before)}, "
              + (f"trying rates {duration(choosing)}, " if choosing else "") + f"training {duration(main)}, "

@@ -74,6 +74,8 @@ class Plan:
             "tokens": counted.tokens,
             "flops_per_image": counted.flops,
             "activation_bytes": counted.activation_bytes * (run.training.micro_batch or run.training.batch_size),
+            "machine": {"device": tried.machine.torch_device, "threads": tried.machine.threads,
+                        "workers": tried.machine.workers, "making_share": tried.making},
             "steps": tried.steps,
             "seconds_per_step": tried.step_seconds,
             "training_seconds": tried.steps * tried.step_seconds,

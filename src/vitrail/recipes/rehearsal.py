@@ -82,7 +82,7 @@ class Rehearsal:
     Attributes:
         probe: what is tried: the run itself, or one of fewer layers or images where its steps are long or too large.
         pictures_read, steps_tried: how many.
-        step_seconds: of the whole run's steps.
+        step_seconds: of the whole run's steps; `making` is the share that making a batch takes of one, without workers.
         activation_bytes: what a part of the whole run's batch takes while its gradient is computed.
         disk_bytes: of the whole run's saved states.
         neighbours: the baseline on a sample of the pictures.
@@ -202,6 +202,7 @@ class Rehearsal:
         if self.probe is not self.run:
             self._begin()
         times: list[float] = []
+        making: list[float] = []
         start = time.perf_counter()
         with measured(self.usage) as training:
             while len(times) < 4 or (len(times) < 40 and time.perf_counter() - start < STEPS_SECONDS):
@@ -210,9 +211,10 @@ class Rehearsal:
                 made = time.perf_counter()
                 self.trainer.advance(batch)
                 ended = time.perf_counter()
+                making.append((made - begun) / (ended - begun))
                 # Workers make the next batches meanwhile.
                 times.append(max(ended - made, (made - begun) / workers) if workers else ended - begun)
-        self.steps_tried = len(times) - 2
+        self.steps_tried, self.making = len(times) - 2, median(making[2:])
         images = settings.batch_size / self.probe.training.batch_size
         self.step_seconds = median(times[2:]) * images * self.whole.flops / self.tried.flops
         parameters = self.whole.parameters / self.tried.parameters
