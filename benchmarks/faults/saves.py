@@ -127,11 +127,11 @@ def calls(trainer: Trainer) -> Counter[str]:
 
 
 def faults(counted: Counter[str], kinds: Sequence[str]) -> Iterator[tuple[str, str, int]]:
-    """(fault, call, the how many-th), in order; the process's first read waits for the tracer."""
+    """(fault, call, the how many-th), in order."""
     for kind in kinds:
         for name, count in counted.items():
             if kind != "ENOSPC" or name not in READING:
-                yield from ((kind, name, number + 1 + (name == "read")) for number in range(count))
+                yield from ((kind, name, number + 1) for number in range(count))
 
 
 def wrong(standing: Standing, kind: str, name: str, number: int, goes_on: bool) -> str | None:

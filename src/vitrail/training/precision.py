@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-MIN_DIM = 192  # from 64 it costs no time either (benchmarks/precision.py); what is this small is trained long, and counts every digit
+MIN_DIM = 192  # smaller models are trained long, and each digit counts (docs/performance.md has the gain by width)
 
 
 def best_precision(dim: int) -> Literal["float32", "bfloat16"]:
