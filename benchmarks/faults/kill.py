@@ -8,7 +8,8 @@ judging and, since a state is saved after every third step, often a save. The tr
 a state of its own: optimizers, moving averages, distillation, sampling, mixing, patch dropout, LoRA. Compared are the
 SHA-256 of weights, of all that a run goes on from, of the best weights and predictions, and which state is called latest
 and best. The processes are forked from one that has imported PyTorch: a start takes a tenth of a second, and the kills
-hit the run itself. Prints a line per trial and `50/50`; status 1 where a trial differs, or was not killed.
+hit the run itself. A run that ends before its first kill is started anew. Prints a line per trial and `50/50`; status 1
+where a trial differs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import atexit
 import hashlib
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -198,10 +200,14 @@ def trial(name: str, steps: int, out: Path, luck: random.Random) -> list[int]:
     length, _ = undisturbed(name, steps)
     reached: list[int] = []
     run = partial(tiny, workshop() / "data", out, steps, 0, SETUPS[name])
-    while status := ended(forked(run), signal.SIGKILL, luck.uniform(0, length / 2)):
-        if status != -signal.SIGKILL:
-            raise SystemExit("the run failed by itself; its message is above")
-        reached.append(saved_step(out))
+    while not reached:
+        while status := ended(forked(run), signal.SIGKILL, luck.uniform(0, length / 2)):
+            if status != -signal.SIGKILL:
+                raise SystemExit("the run failed by itself; its message is above")
+            reached.append(saved_step(out))
+        if not reached:  # it came to its end first, and so was not tried: once more, and sooner
+            shutil.rmtree(out)
+            length /= 2
     return reached
 
 

@@ -128,9 +128,9 @@ def fine_tune(source: Source, weights: str, image_size: tuple[int, int] | None =
     The learning rate, 0.03 for a batch of 512, is scaled to the batch of 64.
     Classes that the checkpoint knows by name keep what it knows of them, the others are new; a head of zeros for all, as
     in the paper: --set keep_classes=false.
-    Cost: some 20,000 examples, minutes for a small model; `--plan` measures it. Measured with a ViT-S/14 on ten kinds of clip art at
-    56 px (one seed, n = 692): 60.1 % (95 % CI 56.4-63.7) with --lr 0.01; four epochs of --set tuning=lora --set optimizer=adamw
-    --set optimizer.lr=0.001 74.6 % (71.2-77.7), at 98 px 78.8 % (75.6-81.6). Published, by the paper's longer training
+    Cost: some 20,000 examples, minutes for a small model; `--plan` measures it. Measured with a ViT-S/14 on ten kinds of
+    clip art (one seed, n = 692): --lr 0.01 at 56 px 60.1 % (95 % CI 56.4-63.7); four epochs of --set tuning=lora --set
+    optimizer=adamw --lr 0.001 74.6 % (71.2-77.7), at 98 px 78.8 % (75.6-81.6). Published, by the paper's longer training
     (vitrail recipes paper-fine-tuning): Pets 94.43 %, Flowers 99.38 % with B/16 of ImageNet-21k.
     """
     checkpoint = read(weights, None)
