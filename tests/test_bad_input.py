@@ -199,7 +199,7 @@ def test_a_damaged_configuration_is_named(refused, pictures, tmp_path):
         ("train DATA --epochs 0", "VT003", "a positive number"),
         ("train DATA --epochs -3", "VT003", "a positive number"),
         ("train DATA --batch-size 0", "VT003", "at least 1"),
-        ("train DATA --lr -1", "VT003", "zero or a positive number"),
+        ("train DATA --lr -1", "VT002", "a positive number"),
         ("train DATA --seed -1", "VT003", "0 to 2^63 - 1"),
         ("train DATA --set training.micro_batch=-2", "VT003", "at least 1"),
         ("train DATA --set training.clip=-1", "VT003", "null for no limit"),

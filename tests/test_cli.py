@@ -51,7 +51,7 @@ def test_the_demos_plan_writes_nothing(vitrail_command, tmp_path, monkeypatch):
         and "Plan only, nothing written" in answer.out
     )
     assert [line.split()[0] for line in answer.out.splitlines() if line[0] != " "] == [
-        "Data", "Model", "Recipe", "Cost", "Beat", "Out", "Plan",
+        "Data", "Model", "Recipe", "Machine", "Cost", "Beat", "Out", "Plan",
     ]  # fmt: skip
 
 
@@ -293,6 +293,16 @@ def test_the_first_interrupt_of_a_real_process_saves_and_ends_with_130(pictures,
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == f"step-{step}\n"
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "interrupted"
     assert signal.getsignal(signal.SIGINT) is before  # this process was not hit
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_threads_do_not_turn_in_place_for_ever(vitrail_command, monkeypatch, own):
+    """libgomp reads it once, when PyTorch is imported: a child process sees what a command was started with."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if own:
+        monkeypatch.setenv("GOMP_SPINCOUNT", own)
+    assert vitrail_command("--version").status == 0
+    assert os.environ.pop("GOMP_SPINCOUNT") == (own or "3000")
 
 
 def test_a_reader_that_goes_away_is_no_error():

@@ -239,16 +239,16 @@ def test_a_picture_whose_reading_does_not_end_is_named(pictures, workers):
 
 
 def test_slow_pictures_are_waited_for(pictures):
-    """Each takes nearly as long as one may, the batch several times as long."""
+    """Each takes less than one may, the four of a batch more."""
     made, _ = batches_of(pictures, lambda: None)
     read = Pictures.__getitem__
     made.pictures.__class__.__getitem__, before = (
-        lambda self, index: time.sleep(0.15) or read(self, index),
+        lambda self, index: time.sleep(0.3) or read(self, index),
         Odd.__getitem__,
     )
     try:
-        assert len(list(training_batches(made, 0, 1, 0, patience=0.25))) == 1
-        assert len(list(training_batches(made, 0, 1, 1, patience=0.25))) == 1
+        assert len(list(training_batches(made, 0, 1, 0, patience=0.9))) == 1
+        assert len(list(training_batches(made, 0, 1, 1, patience=0.9))) == 1
     finally:
         Odd.__getitem__ = before
 

@@ -347,6 +347,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `vitrail`: runs a verb and turns errors into a message and an exit status."""
     with suppress(ValueError):  # not in the main thread, where signals cannot be caught
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop, like Ctrl-C
+    # PyTorch's threads turn in place until all have come, for ever: where another program has a core, a step then takes a
+    # hundred times as long (docs/performance.md). Read when PyTorch is imported; a value of the user's own stays.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # The parent may have closed the pipe (| head); the default traceback helps no one.
     sys.exit(_guarded(_call, sys.argv[1:] if arguments is None else arguments))
 
