@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from vitrail.model.heads import LinearHead
 from vitrail.model.tokenizers import LinearPatches
 from vitrail.model.vit import Size, ViT, ViTConfig, build
-from vitrail.training.memory import keep_freed
+from vitrail.training.memory import freed_kept
 from vitrail.training.products import quick_products
 
 SIZES = {
@@ -39,20 +39,22 @@ def step(model: ViT, images: torch.Tensor, labels: torch.Tensor, bfloat16: bool)
 
 
 def main() -> None:
-    keep_freed()
     print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     print("| width | float32 ms | bfloat16 ms | float32 / bfloat16 |\n|---|---|---|---|")
-    for dim, (side, patch, batch) in SIZES.items():
-        size = Size(dim, 4, max(1, dim // 32 if dim < 192 else dim // 64), 4 * dim)
-        model = build(ViTConfig(size, LinearPatches((patch, patch)), head=LinearHead(10), image_size=(side, side)), 0)
-        images, labels = torch.randn(batch, 3, side, side), torch.randint(10, (batch,))
-        times: dict[bool, list[float]] = {False: [], True: []}
-        for _ in range(ROUNDS + 1):
-            for kind in times:
-                times[kind].append(step(model, images, labels, kind))
-        plain, half = (median(times[kind][1:]) for kind in (False, True))
-        ratio = median(a / b for a, b in zip(times[False][1:], times[True][1:], strict=True))
-        print(f"| {dim} | {1000 * plain:.0f} | {1000 * half:.0f} | {ratio:.2f} |", flush=True)
+    with freed_kept():
+        for dim, (side, patch, batch) in SIZES.items():
+            size = Size(dim, 4, max(1, dim // 32 if dim < 192 else dim // 64), 4 * dim)
+            model = build(
+                ViTConfig(size, LinearPatches((patch, patch)), head=LinearHead(10), image_size=(side, side)), 0
+            )
+            images, labels = torch.randn(batch, 3, side, side), torch.randint(10, (batch,))
+            times: dict[bool, list[float]] = {False: [], True: []}
+            for _ in range(ROUNDS + 1):
+                for kind in times:
+                    times[kind].append(step(model, images, labels, kind))
+            plain, half = (median(times[kind][1:]) for kind in (False, True))
+            ratio = median(a / b for a, b in zip(times[False][1:], times[True][1:], strict=True))
+            print(f"| {dim} | {1000 * plain:.0f} | {1000 * half:.0f} | {ratio:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

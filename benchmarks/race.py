@@ -29,7 +29,7 @@ from vitrail.data import fashion
 from vitrail.data.delivery import training_batches
 from vitrail.recipes.asked import Asked, plan_run
 from vitrail.recipes.assembly import Machine, checked_pictures, trainer_of
-from vitrail.training.memory import Usage
+from vitrail.training.memory import Usage, freed_kept
 
 SHAPE = Shape(128, 4, 4, 7, 28, 10, channels=1, hidden=512)
 BATCH, AIM = 128, 0.9
@@ -90,10 +90,11 @@ def ours(seed: int, precision: str, judge: Judge, total: int) -> None:
         machine = Machine("cpu", threads=torch.get_num_threads())
         trainer = trainer_of(run, source, checked_pictures(source, run), machine, Path(scratch), True, usage)
         judge.began = time.process_time()
-        for batch in training_batches(trainer.parts.batches, 0, total, 0):
-            trainer._update(batch)
-            if not judge(trainer.step, trainer.parts.objective.backbone):
-                return
+        with freed_kept():
+            for batch in training_batches(trainer.parts.batches, 0, total, 0):
+                trainer._update(batch)
+                if not judge(trainer.step, trainer.parts.objective.backbone):
+                    return
 
 
 def racer(arguments: argparse.Namespace) -> None:

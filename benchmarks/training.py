@@ -36,7 +36,7 @@ from vitrail.data.delivery import training_batches
 from vitrail.recipes.asked import Asked, plan_run
 from vitrail.recipes.assembly import Machine, checked_pictures, trainer_of
 from vitrail.training.loop import Trainer
-from vitrail.training.memory import Usage
+from vitrail.training.memory import Usage, freed_kept
 from vitrail.training.products import quick_products
 
 CLIPART = Path("/usr/share/openclipart/png")
@@ -131,7 +131,7 @@ def turns(step: Iterator[Any], count: int, warm: int, device: str, size: int) ->
 
 
 def our_steps(arguments: argparse.Namespace, shape: Shape, count: int, bare: bool) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, freed_kept():
         trainer = our_trainer(
             arguments.data, shape, arguments.batch, arguments.precision, arguments.device, Path(scratch)
         )

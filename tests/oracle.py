@@ -95,7 +95,7 @@ def encode(image, p, config, form="tanh", epsilon=1e-6):
         bias = None if keys is None else relative_bias(keys, len(front) + len(registers))
         x, found = block(x, p, f"blocks.{layer}.", config.size.heads, form, epsilon, bias)
         maps.append(found)
-    return x, np.stack(maps)
+    return x, np.stack(maps) if maps else np.zeros(0)
 
 
 def relative_bias(keys, prefix):

@@ -11,14 +11,14 @@ PACKAGE = ROOT / "src" / "vitrail"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"commands"},
+    {"commands", "sklearn"},
     {"recipes", "experiments"},
     {"report"},
     {"training", "evaluation", "inspection", "deployment"},
     {"objectives", "tasks"},
     {"checkpoints", "data"},
     {"model"},
-    {"images", "preprocessing", "predictor", "statistics", "errors", "configuration", "files"},
+    {"images", "preprocessing", "predictor", "statistics", "errors", "configuration", "files", "canvas", "nearest"},
 ]
 HEIGHT = {name: -row for row, names in enumerate(LAYERS) for name in names}
 LEAVES = LAYERS[-1]

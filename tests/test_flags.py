@@ -7,15 +7,24 @@ FROZEN = {
     "data fetch": {"--origin", "--out"},
     "data preview": {"--out", "--recipe", "--seed"},
     "data split": {"--out", "--quiet", "--relabel", "--seed", "--test", "--val"},
+    "data stylise": {"--out", "--quiet", "--seed"},
     "demo": {"--json", "--out", "--overwrite", "--plan", "--quiet", "--seed"},
     "train": {
         *("--recipe", "--model", "--weights", "--image-size", "--epochs", "--batch-size", "--lr", "--seed", "--set"),
         *("--time-limit", "--find-lr"),
         *("--out", "--overwrite", "--plan", "--workers", "--track", "--device", "--json", "--quiet"),
     },
-    "eval": {"--data", "--split", "--image-size", "--family", "--out", "--device", "--json"},
+    "eval": {
+        *("--data", "--split", "--image-size", "--family", "--out", "--device", "--json"),
+        *("--protocol", "--set", "--beside"),
+    },
+    "embed": {"--out", "--image-size", "--family", "--device", "--json"},
+    "search": {"--model", "--top", "--image-size", "--family", "--device", "--json"},
     "predict": {"--image-size", "--family", "--top", "--device", "--json"},
-    "explain": {"--layer", "--head", "--query", "--out", "--image-size", "--family", "--device", "--json"},
+    "explain": {
+        *("--method", "--class", "--layer", "--head", "--query", "--check", "--data", "--split", "--images", "--seed"),
+        *("--out", "--image-size", "--family", "--device", "--json"),
+    },
     "report": {"--json"},
     "compare": {"--split", "--out", "--json"},
     "models": {"--image-size", "--json"},
@@ -23,6 +32,9 @@ FROZEN = {
     "convert": {"--format", "--image-size", "--family", "--json"},
     "doctor": {"--json"},
     "recipes": {"--json"},
+    "reproduce": {
+        *("--model", "--data", "--split", "--out", "--image-size", "--family", "--set", "--device", "--json"),
+    },
 }
 
 

@@ -156,14 +156,14 @@ def test_freed_memory_is_used_again():
         pytest.skip("only the C library of Linux can be told so")
     code = """if True:
         import resource
-        from vitrail.training.memory import keep_freed
+        from vitrail.training.memory import freed_kept
         def faults(count):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             for _ in range(count): b"x" * 2**26
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         before = faults(10)
-        keep_freed()
-        print(before, faults(10))"""
+        with freed_kept():
+            print(before, faults(10))"""
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     plain, kept = map(int, out.split())
     assert kept < plain / 3

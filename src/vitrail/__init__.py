@@ -9,6 +9,8 @@ _HOMES = {
     "load": "vitrail.deployment.classifier",
     "save": "vitrail.checkpoints.loading",
     "adapt": "vitrail.checkpoints.adapt",
+    "embed": "vitrail.deployment.embeddings",
+    "search": "vitrail.deployment.embeddings",
     "explain": "vitrail.inspection.explanation",
     "train": "vitrail.recipes.execute",
     "ViT": "vitrail.model.vit",

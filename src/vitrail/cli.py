@@ -11,15 +11,43 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
 
 import cyclopts
-from cyclopts import Parameter
 
 from vitrail import __version__
-from vitrail.commands.usage import unknown, usage_error, verbs_of
+from vitrail.commands.data_verbs import data_app
+from vitrail.commands.flags import (
+    Beside,
+    Check,
+    Device,
+    Family,
+    Files,
+    FindRate,
+    Folder,
+    Format,
+    Heads,
+    Json,
+    Methods,
+    Model,
+    Models,
+    One,
+    Other,
+    Out,
+    Overwrite,
+    Page,
+    Plan,
+    Protocols,
+    Quiet,
+    Seed,
+    Sets,
+    Settings,
+    Size,
+    Table,
+    Target,
+)
+from vitrail.commands.usage import refuse_flags, refuse_together, usage_error, verbs_of
 from vitrail.configuration import assignments, parse_rates, parse_size, parse_time
-from vitrail.errors import Interrupted, VitrailError
+from vitrail.errors import Interrupted, UsageError, VitrailError
 
 app = cyclopts.App(
     name="vitrail",
@@ -27,34 +55,9 @@ app = cyclopts.App(
     version=__version__,
     help_format="markdown",
 )
-data_app = cyclopts.App(name="data", help="Look at data, divide them, get data sets.")
 app.command(data_app)
 models_app = cyclopts.App(name="models", help="The models by name; what a file of weights holds.")
 app.command(models_app)
-
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of text.")]
-Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", help="Print no progress.")]
-Plan = Annotated[
-    bool, Parameter(name="--plan", negative="", help="Show what would happen and what it costs; write nothing.")
-]
-Out = Annotated[Path | None, Parameter(help="The run folder.")]
-Model = Annotated[Path, Parameter(help="Run folder, model folder or file of weights.")]
-One = Annotated[Path, Parameter(help="A run folder; all is read from it, pictures and weights are not needed.")]
-Other = Annotated[Path, Parameter(help="The other run folder.")]
-Page = Annotated[Path | None, Parameter(help="Write it as a page too, PAGE.html.")]
-Data = Annotated[str, Parameter(help="Folder, CSV file or built-in set.")]
-Sheet = Annotated[Path, Parameter(help="The drawing, SHEET.png.")]
-List = Annotated[Path, Parameter(help="The list to train on, split.csv.")]
-Seed = Annotated[int, Parameter(help="Initial weights and the order of the images.")]
-Overwrite = Annotated[bool, Parameter(negative="", help="Start over where the folder holds another run.")]
-Device = Annotated[str, Parameter(help="auto, cpu or cuda.")]
-Sets = Annotated[list[str], Parameter(name="--set", negative="", help="KEY=VALUE, any key of the plan; repeatable.")]
-Files = Annotated[list[str], Parameter(negative="", allow_leading_hyphen=True)]  # for "-", standard input
-Format = Annotated[str | None, Parameter(name="--format", help="A name of docs/formats.md; default: what fits TARGET.")]
-Heads = Annotated[list[int], Parameter(negative="")]
-FindRate = Annotated[bool, Parameter(negative="", help="Try growing learning rates on some images; write nothing.")]
-Size = Annotated[str | None, Parameter(name="--image-size", help="Pixels: 224, or HEIGHTxWIDTH.")]
-Family = Annotated[str | None, Parameter(help="What the weights are, where names do not tell: dino, mae, deit ...")]
 
 
 @app.command
@@ -127,9 +130,10 @@ def train(
 @app.command(name="eval")
 def evaluate(
     model: Model, /, *, data: str | None = None, split: str = "test", image_size: Size = None, family: Family = None,
-    out: Out = None, device: Device = "auto", json_: Json = False,
+    out: Out = None, device: Device = "auto", protocol: Protocols = [], set_: Settings = [], beside: Beside = None,  # noqa: B006
+    json_: Json = False,
 ) -> int:  # fmt: skip
-    """Measure a model: top-1, top-5, interval, baselines, predictions.csv.
+    """Measure a model: top-1, top-5, interval, baselines, predictions.csv; or by other protocols.
 
     Parameters
     ----------
@@ -138,11 +142,14 @@ def evaluate(
     split
         Train, val or test.
     out
-        Where eval/SPLIT is written; default: the run folder, else nowhere.
+        Where eval/SPLIT and eval/PROTOCOL are written; default: the run folder, else nowhere.
+    protocol
+        How to measure; repeatable: accuracy (default), few-shot; docs/evaluation.md.
     """
     from vitrail.commands.evaluation import run_evaluation
 
-    return run_evaluation(model, data, split, parse_size(image_size), family, out, device, json_)
+    size = parse_size(image_size)
+    return run_evaluation(model, data, split, size, family, out, device, json_, protocol, assignments(set_), beside)
 
 
 @app.command
@@ -161,34 +168,101 @@ def predict(
     """
     from vitrail.commands.evaluation import run_prediction
 
-    if flags := [name for name in files if name.startswith("-") and name != "-"]:  # mistyped, no files
-        raise unknown(app, ["predict"], flags[0])
+    refuse_flags(app, "predict", files)
     return run_prediction(model, files or ["-"], parse_size(image_size), family, top, device, json_)
 
 
 @app.command
-def explain(
-    model: Model, picture: Path, /, *, layer: int | None = None, head: Heads = [], query: str | None = None,  # noqa: B006
-    out: Path | None = None, image_size: Size = None, family: Family = None, device: Device = "auto", json_: Json = False,
+def embed(
+    model: Model, files: Files = [], /, *, out: Table, image_size: Size = None, family: Family = None,  # noqa: B006
+    device: Device = "auto", json_: Json = False,
 ) -> int:  # fmt: skip
-    """Show where a model looks in a picture: attention through all layers (rollout), or of one layer.
+    """Turn pictures into a table of features, one row each: files, folders, patterns, a .csv list, or -.
+
+    Parameters
+    ----------
+    files
+        Which pictures; one that cannot be read has a row that says why, and the status is then 3.
+    """
+    from vitrail.commands.embedding import run_embed
+
+    refuse_flags(app, "embed", files)
+    return run_embed(model, files or ["-"], out, parse_size(image_size), family, device, json_)
+
+
+@app.command
+def search(
+    table: Path, files: Files = [], /, *, model: Model, top: int = 5, image_size: Size = None,  # noqa: B006
+    family: Family = None, device: Device = "auto", json_: Json = False,
+) -> int:  # fmt: skip
+    """Find the pictures of a table that are most like others, by the cosine of their features.
+
+    Parameters
+    ----------
+    table
+        What vitrail embed wrote.
+    files
+        What to look for: files, folders, patterns, or -.
+    model
+        The model that the table was made with.
+    top
+        How many to print per picture.
+    """
+    from vitrail.commands.embedding import run_search
+
+    refuse_flags(app, "search", files)
+    return run_search(table, files or ["-"], model, top, parse_size(image_size), family, device, json_)
+
+
+@app.command
+def explain(
+    model: Model, picture: Path | None = None, /, *, method: Methods = [], class_: Target = None,  # noqa: B006
+    layer: int | None = None, head: Heads = [], query: str | None = None, check: Check = False,  # noqa: B006
+    data: str | None = None, split: str = "test", images: int = 100, seed: int = 0, out: Path | None = None,
+    image_size: Size = None, family: Family = None, device: Device = "auto", json_: Json = False,
+) -> int:  # fmt: skip
+    """Show where a model looks in a picture, or what speaks for a class; with --check, which methods can be believed.
 
     Parameters
     ----------
     picture
         The picture.
+    method
+        attention, rollout (default), gradient-attention, integrated-gradients, grad-cam, grad-cam-stem, token-drop,
+        pixel-occlusion. Repeatable: several are drawn side by side; with --check, default all.
     layer
         Show this layer alone, 0 the first, -1 the last; default: rollout through all.
     head
         Of that layer, from 0; repeatable; default: the mean of all.
     query
         Who looks: class, mean, or a patch as ROW,COL; default: what the model's head reads.
+    data
+        Of --check: folder, CSV file or built-in set; default: the data the run was trained on.
+    split
+        Of --check: train, val or test.
+    images
+        Of --check: how many of the split.
+    seed
+        Of --check: which images, random orders, shuffled weights.
     out
-        Draw it into this .png; default: numbers only, nothing is written.
+        Draw it into this .png (--check also writes .md and .json); default: nothing is written.
     """
-    from vitrail.commands.inspection import run_explanation
+    if check:
+        from vitrail.commands.trust import Sample, run_check
 
-    return run_explanation(model, picture, layer, head, query, out, parse_size(image_size), family, device, json_)
+        other = {"a picture": picture, "--class": class_, "--layer": layer, "--head": head or None, "--query": query}
+        refuse_together("--check", other)
+        sample = Sample(data, split, images, seed)
+        return run_check(model, sample, method, out, parse_size(image_size), family, device, json_)
+    from vitrail.commands.inspection import Question, run_explanation
+
+    if picture is None:
+        raise UsageError(
+            "VT002", "no picture is named", "vitrail explain MODEL PICTURE", "or --check, which needs none"
+        )
+    refuse_together("a picture", {"--data": data})
+    question = Question(method, class_, layer, head, query)
+    return run_explanation(model, picture, question, out, parse_size(image_size), family, device, json_)
 
 
 @app.command
@@ -267,76 +341,33 @@ def recipes(name: str | None = None, /, *, json_: Json = False) -> int:
 
 
 @app.command
+def reproduce(
+    name: str | None = None, /, *, model: Models = [], data: str | None = None, split: str = "test", out: Folder = None,  # noqa: B006
+    image_size: Size = None, family: Family = None, set_: Settings = [], device: Device = "auto", json_: Json = False,  # noqa: B006
+) -> int:  # fmt: skip
+    """Make a figure of the paper, or another look inside models; without a model list them, or tell of one.
+
+    Parameters
+    ----------
+    name
+        The experiment: figure-7, token-norms ...
+    data
+        Pictures to look at: folder, picture, CSV file or built-in set; default: the data the first run was trained on.
+    split
+        Train, val or test, where there are splits.
+    """
+    from vitrail.commands.reproduce import run_reproduction
+
+    settings = assignments(set_)
+    return run_reproduction(name, model, data, split, out, parse_size(image_size), family, settings, device, json_)
+
+
+@app.command
 def doctor(*, json_: Json = False) -> int:
     """Check this computer: versions, processor, speed, known traps."""
     from vitrail.commands.information import run_doctor
 
     return run_doctor(json_)
-
-
-@data_app.command
-def check(data: Data, /, *, out: Page = None, json_: Json = False, quiet: Quiet = False) -> int:
-    """Read every picture and say what is wrong: copies, leaks, labels, classes, files. Status 3 where it is an error."""
-    from vitrail.commands.data import run_check
-
-    return run_check(data, out, json_, quiet)
-
-
-@data_app.command
-def preview(data: Data, /, *, out: Sheet, recipe: str | None = None, seed: Seed = 0) -> int:
-    """Draw pictures of every class as they are, and as the first two epochs of training see them.
-
-    Parameters
-    ----------
-    recipe
-        The recipe whose augmentation is shown.
-    """
-    from vitrail.commands.data import run_preview
-
-    return run_preview(data, recipe, seed, out)
-
-
-@data_app.command
-def split(
-    data: Data, /, *, out: List, val: float = 0.1, test: float = 0.1, seed: int = 0, relabel: Path | None = None,
-    quiet: Quiet = False,
-) -> int:  # fmt: skip
-    """Divide pictures into train, val and test, class by class; copies stay together.
-
-    Splits that are there are kept: train gives up copies of held-out pictures, and some of classes that val or test lack.
-
-    Parameters
-    ----------
-    val
-        Share of the pictures that chooses the best weights; where there are no splits yet.
-    test
-        Share of the pictures that the result is measured on; 0 for none.
-    seed
-        Decides which pictures.
-    relabel
-        A list of right labels to take over, such as a reviewed RUN/eval/suspects.csv: columns file and suggested.
-    """
-    from vitrail.commands.data import run_split
-
-    return run_split(data, out, val, test, seed, relabel, quiet)
-
-
-@data_app.command
-def fetch(name: str, /, *, out: Out = None, origin: str | None = None) -> int:
-    """Download a data set. This is the only verb that uses the network.
-
-    Parameters
-    ----------
-    name
-        The set: fashion-mnist.
-    out
-        Folder to put it in; default: ~/.cache/vitrail/fashion-mnist.
-    origin
-        Another address to fetch from; the files are checked all the same.
-    """
-    from vitrail.commands.data import run_fetch
-
-    return run_fetch(name, out, origin)
 
 
 def verbs(command: cyclopts.App = app) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,3 +30,18 @@ class Predictor(Protocol):
 
     def represent(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Images, uint8 batch channels height width, to features, float32 batch features."""
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """A Predictor that also says which change of the pixels raises its loss. Attacks need it; exported engines have none."""
+
+    def gradients(
+        self, images: NDArray[np.uint8], targets: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits, batch classes, and the gradient of each image's own loss in units of a pixel, like the images.
+
+        Args:
+            images: uint8 batch channels height width.
+            targets: batch classes, 1 where the class is true.
+        """

@@ -44,7 +44,9 @@ def adapt(
     weights = {name: tensor for name, tensor in resized.weights.items() if not name.startswith("head.")}
     weights |= {f"head.{name}": tensor for name, tensor in fresh.items()}
     provenance = {**checkpoint.provenance, "adapted": f"new head of {len(classes)} classes at {config.image_size}"}
-    return replace(resized, config=config, weights=weights, classes=tuple(classes), provenance=provenance)
+    return replace(  # the temperature was the old head's
+        resized, config=config, weights=weights, classes=tuple(classes), provenance=provenance, temperature=1.0
+    )
 
 
 def known_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from vitrail import configuration
 from vitrail.checkpoints.arrays import CheckpointError
-from vitrail.checkpoints.containers import Weights
+from vitrail.checkpoints.checkpoint import COLDEST, HOTTEST, Checkpoint
+from vitrail.checkpoints.containers import CALIBRATION, Weights
 from vitrail.checkpoints.families import crop_share
 from vitrail.errors import VitrailError
 from vitrail.images import Interpolation
@@ -44,6 +45,28 @@ def carried_size(found: Weights) -> tuple[int, int] | None:
     timm = found.config.get("pretrained_cfg") or {}
     said = found.config.get("image_size") or (timm.get("input_size") if isinstance(timm, Mapping) else None)
     return None if said is None else _Reader(found.path)(lambda: _size(said))
+
+
+def carried_temperature(found: Weights) -> float | None:
+    """What logits are divided by before they become probabilities, where the folder's calibration.json says it.
+
+    Raises:
+        CheckpointError: VT076, it is no temperature.
+    """
+    if not found.calibration:
+        return None
+    said = found.calibration.get("temperature")
+    if isinstance(said, bool) or not isinstance(said, (int, float)) or not COLDEST <= said <= HOTTEST:
+        raise CheckpointError(
+            "VT076", f"{found.path}: its {CALIBRATION} says temperature = {str(said)[:60]!r}",
+            f"a number from {COLDEST} to {HOTTEST:.0f}", "vitrail eval RUN --protocol calibration --set store=true writes it",
+        )  # fmt: skip
+    return float(said)
+
+
+def calibration_files(checkpoint: Checkpoint) -> dict[str, Any]:
+    """calibration.json of a folder; none where logits are taken as they are."""
+    return {} if checkpoint.temperature == 1 else {CALIBRATION: {"temperature": checkpoint.temperature}}
 
 
 def carried_classes(found: Weights, count: int) -> tuple[str, ...] | None:

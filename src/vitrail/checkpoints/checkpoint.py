@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vitrail.checkpoints.listing import Listing
 
 
+COLDEST, HOTTEST = 0.01, 100.0  # temperatures; beyond them a fit has found nothing
+
 _FILLING = {
     torch.nn.init.kaiming_uniform_, torch.nn.init.uniform_, torch.nn.init.normal_, torch.nn.init.constant_,
     Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.uniform_, Tensor.normal_, Tensor.zero_, Tensor.fill_,
@@ -43,6 +45,7 @@ class Checkpoint(Generic[Model]):
         classes: one name per logit.
         multi_label: several classes may be true at once.
         provenance: where the weights come from and what was assumed about them, for people.
+        temperature: what logits are divided by before they become probabilities (evaluation/temperature.py).
         spare: an unfilled module, made when the names were compared, for the first `build` of the same configuration.
     """
 
@@ -52,6 +55,7 @@ class Checkpoint(Generic[Model]):
     classes: tuple[str, ...]
     multi_label: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
     spare: list[Model] = field(default_factory=list, repr=False, compare=False)
 
     def build(self) -> Model:

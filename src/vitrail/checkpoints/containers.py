@@ -13,6 +13,7 @@ from vitrail.files import read_json
 
 FOLDER = ""  # a container's name is its suffix
 INDEX = ".index.json"
+CALIBRATION = "calibration.json"
 WEIGHTS = tuple(name + ending for name in ("model.safetensors", "pytorch_model.bin") for ending in ("", INDEX))
 MAX_SHARDS = 64
 PROGRAMS = {".pt2": "an exported program", ".onnx": "an ONNX graph", ".tflite": "a program for phones", ".pb": "a graph",
@@ -29,6 +30,7 @@ class Weights:
         config: a folder's config.json (Hugging Face, timm, Vitrail); empty without one.
         processor: a folder's preprocessor_config.json; empty without one.
         family: what the caller says that the weights are; None where nothing was said.
+        calibration: a folder's calibration.json; empty without one.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class Weights:
     config: Mapping[str, Any] = field(default_factory=dict)
     processor: Mapping[str, Any] = field(default_factory=dict)
     family: str | None = None
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_weights(path: Path) -> Weights:
@@ -52,9 +55,10 @@ def open_weights(path: Path) -> Weights:
         raise CheckpointError(
             "VT077", f"the folder {path} has no weights", f"a run folder, or one with {', '.join(WEIGHTS)}"
         )
-    return Weights(
-        path, _arrays(found), _described(path / "config.json"), _described(path / "preprocessor_config.json")
+    config, processor, calibration = (
+        _described(path / name) for name in ("config.json", "preprocessor_config.json", CALIBRATION)
     )
+    return Weights(path, _arrays(found), config, processor, calibration=calibration)
 
 
 def _arrays(path: Path) -> Arrays:

@@ -77,6 +77,11 @@ def convert(
             draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
+    if checkpoint.temperature != 1 and module.NAME != "vitrail":
+        changed.append(
+            f"the temperature {checkpoint.temperature:.4g} is kept for Vitrail; other programs do not read it, and their "
+            "probabilities are of the plain logits"
+        )
     return Conversion(target, module.NAME, difference, tuple(changed + _changes(checkpoint, written)))
 
 
@@ -111,6 +116,10 @@ def _changes(first: Checkpoint, second: Checkpoint) -> list[str]:
     if first.classes != second.classes:
         found.append(
             f"names of classes: {', '.join(second.classes[:3])} ... instead of {', '.join(first.classes[:3])} ..."
+        )
+    if first.temperature != second.temperature:
+        found.append(
+            f"the temperature of its probabilities: {second.temperature:.4g} instead of {first.temperature:.4g}"
         )
     if first.multi_label != second.multi_label:
         found.append("whether several classes may be true at once")

@@ -11,7 +11,7 @@ from pathlib import Path
 from vitrail.checkpoints.arrays import Misfit
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.listing import listing
-from vitrail.checkpoints.loading import format_of, opened, resolve
+from vitrail.checkpoints.loading import format_of, native_of, opened, resolve
 from vitrail.errors import VitrailError
 
 
@@ -61,9 +61,8 @@ def examine(path: Path, image_size: tuple[int, int] | None = None, family: str |
     found = listing(opened(place, family))
     arrays, name, checkpoint, problem = found.weights.arrays, None, None, None
     try:
-        module = format_of(found)
-        name = module.NAME
-        checkpoint = module.to_native(found, image_size)
+        name = format_of(found).NAME
+        checkpoint = native_of(found, image_size)
     except VitrailError as error:
         problem = error
     return Examination(

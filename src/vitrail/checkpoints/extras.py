@@ -10,7 +10,7 @@ from typing import Any
 
 from vitrail import configuration
 from vitrail.checkpoints.arrays import CheckpointError
-from vitrail.checkpoints.checkpoint import Checkpoint
+from vitrail.checkpoints.checkpoint import COLDEST, HOTTEST, Checkpoint
 from vitrail.errors import VitrailError
 from vitrail.model.backbone import BackboneConfig
 from vitrail.model.families import AXES
@@ -32,6 +32,10 @@ class Extras:
     classes: tuple[str, ...] | None
     multi_label: bool
     model: BackboneConfig | None = None  # of any module
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        configuration.require(COLDEST <= self.temperature <= HOTTEST, "temperature", self.temperature, "0.01 to 100")
 
     def check(self, path: Path, arrays: int, obstacles: Sequence[str]) -> None:
         """Whether the configuration may be used for a file of so many arrays.
@@ -62,7 +66,9 @@ class Extras:
                 "VT076", f"{path}: its comment has {len(classes)} class names and images of {own.image_size}, "
                 f"its arrays {len(checkpoint.classes)} classes and {family.image_size}", "parts of one model",
             )  # fmt: skip
-        return replace(checkpoint, preprocessing=own, classes=classes, multi_label=self.multi_label)
+        return replace(
+            checkpoint, preprocessing=own, classes=classes, multi_label=self.multi_label, temperature=self.temperature
+        )
 
 
 def write_extras(path: Path, checkpoint: Checkpoint, model: BackboneConfig[Any] | None = None) -> bytes:
@@ -73,7 +79,7 @@ def write_extras(path: Path, checkpoint: Checkpoint, model: BackboneConfig[Any] 
     """
     numbered = tuple(f"class {index}" for index in range(len(checkpoint.classes)))
     classes = None if checkpoint.classes == numbered else checkpoint.classes
-    found = Extras(checkpoint.preprocessing, classes, checkpoint.multi_label, model)
+    found = Extras(checkpoint.preprocessing, classes, checkpoint.multi_label, model, checkpoint.temperature)
     content = json.dumps({"vitrail": configuration.encode(found, AXES)}, ensure_ascii=False).encode()
     if len(content) > LIMIT and path.suffix == ".npz":
         raise CheckpointError(

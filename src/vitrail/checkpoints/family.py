@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vitrail.checkpoints.arrays import COMMENT_KEY, CheckpointError, write_safetensors
-from vitrail.checkpoints.carried import carried_classes, carried_preprocessing, carried_size
+from vitrail.checkpoints.carried import calibration_files, carried_classes, carried_preprocessing, carried_size
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.entries import Entry, Shape
 from vitrail.checkpoints.extras import Extras, read_extras, write_extras
@@ -151,7 +151,7 @@ class Family:
 
     def _write_folder(self, checkpoint: Checkpoint, path: Path) -> None:
         with new_folder(path) as folder:
-            for name, content in self.files(checkpoint).items():
+            for name, content in (*self.files(checkpoint).items(), *calibration_files(checkpoint).items()):
                 write_json(folder / name, content)
             write_safetensors(dict(self._foreign(checkpoint)), folder / "model.safetensors", {"format": "pt"})
 

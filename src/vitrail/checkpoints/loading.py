@@ -27,6 +27,7 @@ from vitrail.checkpoints import (
     torchvision,
 )
 from vitrail.checkpoints.arrays import CheckpointError
+from vitrail.checkpoints.carried import carried_temperature
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.containers import FOLDER, OPENERS, Weights, open_weights
 from vitrail.checkpoints.listing import Listing, listing
@@ -76,7 +77,18 @@ def read_trained(
 ) -> Checkpoint:
     """The same with every array as it is in the file, whatever size its own preprocessing prepares."""
     found = listing(opened(Path(path), family))
-    return format_of(found).to_native(found, image_size)
+    return native_of(found, image_size)
+
+
+def native_of(found: Listing, image_size: tuple[int, int] | None = None) -> Checkpoint:
+    """The model of what was found, with what its folder says of probabilities.
+
+    Raises:
+        VitrailError: VT073 to VT076, it does not fit.
+    """
+    checkpoint = format_of(found).to_native(found, image_size)
+    temperature = carried_temperature(found.weights)
+    return checkpoint if temperature is None else replace(checkpoint, temperature=temperature)
 
 
 def opened(path: Path, family: str | None = None) -> Weights:
@@ -203,10 +215,12 @@ def at_size(
     """
     wanted = image_size or checkpoint.config.image_size
     checkpoint = _with_patch(checkpoint, patch)
-    if wanted == checkpoint.config.image_size:
+    if image_size is None and wanted == checkpoint.config.image_size:
         return checkpoint
-    model = checkpoint.build().at(wanted)
     preprocessing = replace(checkpoint.preprocessing, image_size=wanted)
+    if wanted == checkpoint.config.image_size:  # its pictures may yet be prepared for another size, as DINOv2's are
+        return replace(checkpoint, preprocessing=preprocessing)
+    model = checkpoint.build().at(wanted)
     return replace(checkpoint, config=model.config, weights=model.state_dict(), preprocessing=preprocessing)
 
 

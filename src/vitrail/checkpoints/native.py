@@ -9,7 +9,7 @@ from typing import Any
 import vitrail
 from vitrail import configuration
 from vitrail.checkpoints.arrays import CheckpointError, write_safetensors
-from vitrail.checkpoints.carried import RESAMPLE
+from vitrail.checkpoints.carried import RESAMPLE, calibration_files
 from vitrail.checkpoints.checkpoint import Checkpoint, unfilled
 from vitrail.checkpoints.entries import same
 from vitrail.checkpoints.listing import Listing
@@ -54,7 +54,7 @@ def to_native(found: Listing, image_size: tuple[int, int] | None = None) -> Chec
     entries = [same(name, name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
     found.check(entries)
     weights = found.read(entries)
-    return Checkpoint(config, weights, preprocessing, classes, multi_label, provenance, [model])
+    return Checkpoint(config, weights, preprocessing, classes, multi_label, provenance, spare=[model])
 
 
 def obstacles(config: BackboneConfig[Any]) -> list[str]:
@@ -105,6 +105,8 @@ def write_files(checkpoint: Checkpoint, folder: Path) -> None:
         "image_std": list(preprocessing.std),
         "vitrail": dataclasses.asdict(preprocessing),
     })  # fmt: skip
+    for name, content in calibration_files(checkpoint).items():
+        write_json(folder / name, content)
     write_safetensors(checkpoint.weights, folder / "model.safetensors", metadata={"format": "pt"})
     write_text(folder / "README.md", _card(checkpoint))
 

@@ -1,4 +1,4 @@
-"""What `data check`, `data preview`, `data split` and `data fetch` do and print."""
+"""What `data check`, `data preview`, `data split`, `data stylise` and `data fetch` do and print."""
 
 from __future__ import annotations
 
@@ -154,6 +154,23 @@ def _thumbnails(source: Source, found: Examination) -> dict[str, bytes]:
                     continue
                 made[member["id"]] = webp(picture, THUMBNAIL_SIDE)
     return made
+
+
+def run_stylise(data: str, out: Path, seed: int, quiet: bool) -> int:
+    """Every picture with the texture of another class, as a set to train and to test on."""
+    from vitrail.data.stylised import METHOD, write_stylised
+
+    def told(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr)
+
+    counts = write_stylised(open_source(data), out, seed, told)
+    left_out = counts.pop("left out")
+    print(f"data   {', '.join(f'{name} {count:,}' for name, count in counts.items())}; {left_out:,} left out")
+    print("\n".join(_wrapped(METHOD, "how    ")))
+    print(f"where  {out}")
+    print(f"next   vitrail train {shlex.quote(str(out / 'split.csv'))}")
+    return 0
 
 
 def _check_text(source: Source, found: Examination) -> Iterator[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitrail.data.batches import Pictures, readable
+from vitrail.commands.inputs import expanded
+from vitrail.commands.protocols import PROTOCOLS, run_protocols, settings_of
+from vitrail.commands.request import Request
+from vitrail.data.batches import Pictures
 from vitrail.data.sources import Source, joined, open_source
-from vitrail.deployment.classifier import Classifier, Prediction, load, pictures_below
+from vitrail.deployment.classifier import Prediction, load
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation.accuracy import outcome
 from vitrail.evaluation.baselines import majority, nearest_pixels
@@ -20,8 +21,6 @@ from vitrail.images import readable_name
 from vitrail.recipes.assembly import Machine
 from vitrail.statistics import share
 
-MAX_BAD_SHARE = 0.05
-MAX_STDIN = 512 * 2**20
 
 
 def run_evaluation(
@@ -33,15 +32,45 @@ def run_evaluation(
     out: Path | None,
     device: str,
     as_json: bool,
+    protocols: Sequence[str] = (),
+    assignments: Mapping[str, str] = {},
+    beside: Path | None = None,
 ) -> int:
-    """Evaluates on the run's own data, or on `data`, whose classes are matched by name."""
-    predictor = load(model, image_size, Machine(device).torch_device, family)
+    """Evaluates on the run's own data, or on `data`, whose classes are matched by name.
+
+    Args:
+        protocols: names of commands/protocols.py; accuracy alone by default.
+    """
+    machine = Machine(device)
     is_run = (model / "data.json").is_file()
-    source = _source(model, data, is_run)
-    dataset = source.split(split)
-    targets = _matched(source, predictor, dataset.targets)
-    checked = Pictures(type(dataset)(dataset.ids, targets, dataset.read), predictor.preprocessing).check()
-    pictures = readable({split: checked}, MAX_BAD_SHARE)[split]
+    names = list(dict.fromkeys(protocols)) or ["accuracy"]
+    others = [name for name in names if name != "accuracy"]
+    settings_of(others, assignments)  # a slip of the pen is told before anything is read
+    predictor = load(model, image_size, machine.torch_device, family)
+    opened = "accuracy" in names or any(PROTOCOLS[name].opens for name in others)
+    source = source_of(model, data, is_run) if opened else Source(data or "", (), {})
+    second = None if beside is None else load(beside, None, machine.torch_device, None)
+    request = Request(model, predictor, source, data, split, beside=second, other=beside)
+    folder = out or (model if is_run else None)
+    records = {}
+    if "accuracy" in names:
+        records["accuracy"] = _accuracy(request, folder)
+    records |= run_protocols(request, others, assignments, folder)
+    if as_json:
+        whole = {"split": split, "data": source.name, "protocols": records}
+        print(json.dumps(whole if others else records["accuracy"], ensure_ascii=False))
+        return 0
+    for name, record in records.items():
+        print("\n".join(PROTOCOLS[name].text(record)) if name in PROTOCOLS else _evaluation_text(record))
+        if name in PROTOCOLS and "written" in record:
+            print(f"where  {record['written']}")
+    return 0
+
+
+def _accuracy(request: Request, folder: Path | None) -> dict[str, Any]:
+    """The summary of a split beside its baselines, and predictions.csv."""
+    predictor, source, data, split = request.classifier, request.source, request.data, request.split
+    pictures = request.matched()
     found = outcome(predictor, pictures)
     summary: dict[str, Any] = {"split": split, "data": source.name, **found.summary()}
     if split != "train" and not data:
@@ -51,18 +80,17 @@ def run_evaluation(
         kept = {b.name: {"top1": b.top1, "interval": list(b.interval), "how": b.how}
                 for b in (majority(train, pictures), nearest_pixels(train, val, pictures))}  # fmt: skip
         summary["baselines"] = kept
-    folder = out or (model if is_run else None)
     if folder is not None:
-        place = folder / "eval" / (split if data is None else f"{Path(data).stem}-{split}")
+        place = folder / "eval" / request.file
         found.predictions().write(place / "predictions.csv")
         if data is not None or split != "test":  # the run's own test summary belongs to the run
             write_json(place / "summary.json", summary)
         summary["written"] = str(place)
-    print(json.dumps(summary) if as_json else _evaluation_text(summary))
-    return 0
+    return summary
 
 
-def _source(model: Path, data: str | None, is_run: bool) -> Source:
+def source_of(model: Path, data: str | None, is_run: bool) -> Source:
+    """The named data, or what the run was trained on."""
     if data is not None:
         return open_source(data)
     if not is_run:
@@ -82,21 +110,6 @@ def _source(model: Path, data: str | None, is_run: bool) -> Source:
             "the same files, so that test images were never trained on", "name the data to evaluate on: --data FOLDER",
         )  # fmt: skip
     return source
-
-
-def _matched(source: Source, predictor: Classifier, targets: Any) -> Any:
-    """Targets in the model's order of classes, by name."""
-    import numpy as np
-
-    position = {name: index for index, name in enumerate(predictor.classes)}
-    if unknown := [name for name in source.classes if name not in position]:
-        raise DataError(
-            "VT025", f"the model does not know the classes {', '.join(unknown[:10])}",
-            f"classes among {', '.join(predictor.classes[:10])}{' ...' if len(predictor.classes) > 10 else ''}",
-        )  # fmt: skip
-    matched = np.zeros((len(targets), len(predictor.classes)), dtype=np.float32)
-    matched[:, [position[name] for name in source.classes]] = targets
-    return matched
 
 
 def _evaluation_text(summary: dict[str, Any]) -> str:
@@ -130,7 +143,7 @@ def run_prediction(
     names: list[str] = []
 
     def sources() -> Iterator[str | bytes]:
-        for name, source in _expanded(files):
+        for name, source in expanded(files):
             names.append(name)
             yield source
 
@@ -139,33 +152,6 @@ def run_prediction(
         failed |= isinstance(answer, DataError)
         print(_json_line(names[place], answer, top) if as_json else _text_line(names[place], answer, top))
     return 3 if failed else 0
-
-
-def _expanded(files: list[str]) -> Iterator[tuple[str, str | bytes]]:
-    for text in files:
-        if text == "-":
-            yield from _from_stdin()
-        elif Path(text).is_dir():
-            # A folder without pictures is answered by an error line, as a missing file is.
-            yield from ((name, name) for name in [str(path) for path in pictures_below(Path(text))] or [text])
-        elif not Path(text).exists() and any(sign in text for sign in "*?["):
-            yield from ((name, name) for name in sorted(glob.glob(text, recursive=True)) or [text])
-        else:
-            yield text, text
-
-
-def _from_stdin() -> Iterator[tuple[str, str | bytes]]:
-    """One picture's bytes, or one path a line."""
-    content = sys.stdin.buffer.read(MAX_STDIN)
-    try:
-        lines = content.decode().splitlines()
-    except UnicodeDecodeError:
-        yield "-", content
-        return
-    if not lines:
-        yield "-", b""
-    for line in filter(str.strip, lines):
-        yield line.strip(), line.strip()
 
 
 def _text_line(name: str, answer: Prediction | DataError, top: int) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +17,55 @@ from vitrail.images import Picture, read_picture, readable_name, to_pillow
 from vitrail.inspection.caveats import query_name
 from vitrail.inspection.explanation import Explanation, Patch, explain
 from vitrail.inspection.figure import figure
+from vitrail.inspection.sheet import sheet
 from vitrail.recipes.assembly import Machine
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of one picture.
+
+    Attributes:
+        methods: names; none is rollout, or with `layer` the attention of that layer.
+        target: the class to explain; None is the model's answer.
+        layer, heads, query: of attention.
+    """
+
+    methods: Sequence[str] = ()
+    target: str | None = None
+    layer: int | None = None
+    heads: Sequence[int] = ()
+    query: str | None = None
 
 
 def run_explanation(
     model: Path,
     picture: Path,
-    layer: int | None,
-    heads: list[int],
-    query: str | None,
+    question: Question,
     out: Path | None,
     image_size: tuple[int, int] | None,
     family: str | None,
     device: str,
     as_json: bool,
 ) -> int:
-    """Explains one picture; with `out` it is drawn too."""
+    """Explains one picture by one method or several; with `out` it is drawn too."""
     if out is not None:
         _check_out(out, picture)
     classifier = load(model, image_size, Machine(device).torch_device, family)
-    found = explain(classifier, picture, layer=layer, heads=heads or None, query=query)
+    found = [
+        explain(classifier, picture, method=method, layer=question.layer, heads=question.heads or None,
+                query=question.query, target=question.target)
+        for method in tuple(dict.fromkeys(question.methods)) or (None,)
+    ]  # fmt: skip
     answer = classifier.predict(str(picture))
     assert isinstance(answer, Prediction)
     if out is not None:
         _draw(read_picture(picture), found, answer, out)
     if as_json:
-        print(json.dumps(_record(found, answer, picture, out), ensure_ascii=False))
+        records = [_record(one, answer, picture, out) for one in found]
+        print(json.dumps(records[0] if len(records) == 1 else records, ensure_ascii=False))
     else:
-        print(_text(found, answer, picture, out))
+        print("\n\n".join(_text(one, answer, picture, out) for one in found))
     return 0
 
 
@@ -60,14 +83,16 @@ def _check_out(out: Path, picture: Path) -> None:
         )  # fmt: skip
 
 
-def _draw(picture: Picture, found: Explanation, answer: Prediction, out: Path) -> None:
-    """The figure as a PNG."""
+def _draw(picture: Picture, found: Sequence[Explanation], answer: Prediction, out: Path) -> None:
+    """The figure as a PNG: two panels for one method, a panel each for several."""
     title = f"{_said(answer)}: {Path(readable_name(answer.file)).name}"  # a long name is cut, the answer is not
-    caption = f"{_method(found)}, seen from {query_name(found.query)}. The same for every class; not importance."
-    if found.evenness:
-        caption = f"Nearly even: the colours show small differences, not a shape. {_method(found).capitalize()}."
-    marked = found.query if isinstance(found.query, tuple) else None
-    drawn = figure(picture, found.map, found.box, title, caption, marked)
+    if len(found) > 1:
+        drawn = sheet(picture, [(_label(one), one.map) for one in found], found[0].box, title)
+    else:
+        one = found[0]
+        marked = one.query if isinstance(one.query, tuple) else None
+        panel = "attention" if one.target is None else f"for {one.target}"
+        drawn = figure(picture, one.map, one.box, title, _caption(one), marked, panel)
     content = io.BytesIO()
     to_pillow(drawn).save(content, "PNG")
     with explained(out):
@@ -75,7 +100,25 @@ def _draw(picture: Picture, found: Explanation, answer: Prediction, out: Path) -
     write_bytes(out, content.getvalue())
 
 
+def _label(found: Explanation) -> str:
+    if found.layer is not None:
+        return f"attention, layer {found.layer}"
+    return found.method if found.target is None else f"{found.method}: {found.target}"
+
+
+def _caption(found: Explanation) -> str:
+    if found.target is not None:
+        whole = f"{found.method}: {found.tells}."
+        return f"Nearly even: {whole}" if found.evenness else whole
+    if found.evenness:
+        return f"Nearly even: the colours show small differences, not a shape. {_method(found).capitalize()}."
+    assert found.query is not None
+    return f"{_method(found)}, seen from {query_name(found.query)}. The same for every class; not importance."
+
+
 def _method(found: Explanation) -> str:
+    if found.target is not None:
+        return f"{found.method}, for {found.target}"
     if found.layer is None:
         return "attention rollout, all layers and heads"
     if found.heads is None:
@@ -104,6 +147,7 @@ def _text(found: Explanation, answer: Prediction, picture: Path, out: Path | Non
         _wrapped("shows", found.tells),
         _wrapped("defined", found.definition),
         _wrapped("spread", f"like {found.spread:.1f} of {rows * cols} patches looked at alike"),
+        *([_wrapped("sum", f"off by {_percent(found.gap)} of what it should be")] if found.gap is not None else []),
         *([_wrapped("not shown", kept)] if kept else []),
         "",
         f"row,col of {rows}x{cols}   weight   times even   pixels across, down",
@@ -137,8 +181,11 @@ def _record(found: Explanation, answer: Prediction, picture: Path, out: Path | N
         "method": found.method,
         "layer": found.layer,
         "heads": None if found.heads is None else list(found.heads),
-        "query": found.query if isinstance(found.query, str) else list(found.query),
+        "query": list(found.query) if isinstance(found.query, tuple) else found.query,
+        "class": found.target,
         "map": found.map.tolist(),
+        "values": found.values.tolist(),
+        "gap": found.gap,
         "prefix": found.prefix,
         "prefix_share": found.prefix_share,
         "spread": found.spread,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import cyclopts
@@ -37,6 +38,22 @@ def unknown(app: cyclopts.App, chain: list[str], word: str) -> UsageError:
         command = command[name]
     verb = " ".join(["vitrail", *chain])
     return UsageError("VT002", f"{verb} does not know {word!r}", nearest(word, _words(command)), f"{verb} --help")
+
+
+def refuse_together(first: str, others: Mapping[str, object]) -> None:
+    """Refuses arguments that say nothing beside another one.
+
+    Args:
+        others: name to value; None where it was not given.
+    """
+    if given := [name for name, value in others.items() if value is not None]:
+        raise UsageError("VT002", f"{first} and {given[0]} together", f"{first} alone", f"leave out {given[0]}")
+
+
+def refuse_flags(app: cyclopts.App, verb: str, files: list[str]) -> None:
+    """For verbs whose files may begin with a hyphen: all but - itself are mistyped flags."""
+    if flags := [name for name in files if name.startswith("-") and name != "-"]:
+        raise unknown(app, [verb], flags[0])
 
 
 def verbs_of(command: cyclopts.App) -> list[str]:

@@ -64,6 +64,7 @@ def _record(found: Examination) -> dict[str, Any]:
             "preprocessing": asdict(checkpoint.preprocessing),
             "classes": list(checkpoint.classes),
             "multi_label": checkpoint.multi_label,
+            "temperature": checkpoint.temperature,
             "provenance": dict(checkpoint.provenance),
         }
     return record
@@ -106,6 +107,8 @@ def _model_rows(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
             yield name.replace("_", " "), _told(value)
     classes = ", ".join(checkpoint.classes[:3]) + (", ..." if len(checkpoint.classes) > 3 else "")
     yield "classes", f"{len(checkpoint.classes):,}: {classes}" if checkpoint.classes else "none"
+    if checkpoint.temperature != 1:
+        yield "temperature", f"{checkpoint.temperature:.4g}: probabilities are of logits divided by it"
     fit = "stretched" if prepared.fit == "stretch" else f"the middle {prepared.crop_share:.4g} of the shorter side"
     yield "preprocessing", f"{_told(prepared.image_size)} px, {fit}, {prepared.interpolation}"
     yield (

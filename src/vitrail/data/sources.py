@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.data import fashion
+from vitrail.data.layouts import laid_out
+from vitrail.data.listed import Laid
 from vitrail.data.tables import Row, read_csv, rows_of_folder
 from vitrail.errors import DataError, nearest, nearest_path
-from vitrail.images import FileFacts, Picture, measure_file, read_file, read_picture
+from vitrail.images import FileFacts, Picture, measure_file, read_file, read_picture, to_pillow
 
 BUILT_IN = ("fashion-mini", "fashion-mnist")
 
@@ -115,14 +117,16 @@ def open_source(text: str, seed: int = 0) -> Source:
     """A source by name or path, with all three splits; what is missing is held out, stratified, by `seed`.
 
     Args:
-        text: a folder, a .csv file, "fashion-mini", "fashion-mnist" or "fashion-mnist:FOLDER".
+        text: a folder, a .csv file, "fashion-mini", "fashion-mnist" or "fashion-mnist:FOLDER". Folders of known layouts
+            (layouts.py: CIFAR, Pets, Flowers, ImageNet, VTAB-1k) have their official splits.
         seed: decides which samples are held out; the same for the same files.
     """
     if text.split(":")[0] in BUILT_IN:
         name, _, folder = text.partition(":")
         arrays = fashion.mini() if name == "fashion-mini" else fashion.full(Path(folder) if folder else None)
         return with_held_out(_from_arrays(text, fashion.CLASSES, arrays), seed)
-    return with_held_out(from_rows(text, rows_of(text)), seed)
+    laid = laid_out(Path(text)) if os.path.isdir(text) else None
+    return with_held_out(from_rows(text, rows_of(text)) if laid is None else _from_layout(text, laid), seed)
 
 
 def rows_of(text: str) -> list[Row]:
@@ -137,11 +141,34 @@ def rows_of(text: str) -> list[Row]:
             "VT011", f"{text} {problem}", "a folder of images, a .csv file, or " + " or ".join(BUILT_IN),
             nearest_path(text) or nearest(text, BUILT_IN),
         )  # fmt: skip
-    return read_csv(Path(text)) if os.path.isfile(text) else rows_of_folder(Path(text))
+    if os.path.isfile(text):
+        return read_csv(Path(text))
+    if (laid := laid_out(Path(text))) is None:
+        return rows_of_folder(Path(text))
+    if laid.arrays:
+        raise DataError(
+            "VT029",
+            f"the pictures of {text} are no files but records of one",
+            "a folder of pictures, or a CSV that lists them",
+        )
+    return list(laid.rows)
 
 
-def from_rows(name: str, rows: Sequence[Row], multi_label: bool | None = None) -> Source:
-    """A source from (path, labels, split); classes are matched by name, so that no split can shift another's."""
+def _from_layout(name: str, laid: Laid) -> Source:
+    """A source with the layout's own classes and words."""
+    if laid.arrays:
+        found = _from_arrays(name, laid.classes, laid.arrays)
+    else:
+        found = from_rows(name, laid.rows, multi_label=False, known=laid.classes)
+    return replace(found, origin={**found.origin, **laid.origin})
+
+
+def from_rows(name: str, rows: Sequence[Row], multi_label: bool | None = None, known: Sequence[str] = ()) -> Source:
+    """A source from (path, labels, split); classes are matched by name, so that no split can shift another's.
+
+    Args:
+        known: classes that exist whether or not a row has them; they may lack training images.
+    """
     if not rows:
         raise DataError("VT012", f"{name} has no images", "at least two classes with images in them")
     multi = any(len(row.labels) > 1 for row in rows) if multi_label is None else multi_label
@@ -150,7 +177,7 @@ def from_rows(name: str, rows: Sequence[Row], multi_label: bool | None = None) -
             "VT018", f"{name}: {len(blank)} images have no label, such as {', '.join(blank[:3])}",
             "one label each; only where some image has several, others may have none",
         )  # fmt: skip
-    classes = tuple(sorted({label for row in rows for label in row.labels}))
+    classes = tuple(sorted({label for row in rows for label in row.labels} | set(known)))
     if len(classes) < (1 if multi else 2):
         raise DataError(
             "VT013", f"{name} has one class only: {', '.join(classes)}", "at least two classes",
@@ -163,10 +190,17 @@ def from_rows(name: str, rows: Sequence[Row], multi_label: bool | None = None) -
         if members:
             splits[split] = _of_files(members, position)
             origin[split] = "given" if members[0].split else "all that was not held out"
-    _check_train(name, classes, splits)
+    _check_train(name, classes, splits, set(known))
     facts = sorted(f"{row.id}\t{';'.join(row.labels)}\t{row.split}\t{os.stat(row.path).st_size}" for row in rows)
     digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
     return Source(name, classes, splits, multi, origin, digest)
+
+
+def only_test(name: str, rows: Sequence[Row]) -> Source:
+    """A source whose every picture is a test picture: nothing is learnt from it, one class is enough."""
+    classes = tuple(sorted({label for row in rows for label in row.labels}))
+    position = {label: index for index, label in enumerate(classes)}
+    return Source(name, classes, {"test": _of_files(rows, position)}, origin={"test": "every picture"})
 
 
 def with_held_out(source: Source, seed: int) -> Source:
@@ -258,22 +292,31 @@ def _of_files(rows: Sequence[Row], position: Mapping[str, int]) -> Dataset:
 def _from_arrays(name: str, classes: Sequence[str], arrays: Mapping[str, fashion.Split]) -> Source:
     def dataset(split: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Dataset:
         def read(index: int, channels: int) -> Picture:
-            return np.repeat(images[index][:, :, None], channels, axis=2)
+            return _shown(images[index], channels)
 
         return Dataset(
             tuple(f"{split}/{i:05d}" for i in range(len(labels))), np.eye(len(classes), dtype=np.float32)[labels], read
         )
 
     splits = {split: dataset(split, *pair) for split, pair in arrays.items()}
-    digest = hashlib.sha256(b"".join(images.tobytes() + labels.tobytes() for images, labels in arrays.values()))
+    digest = hashlib.sha256()
+    for array in (array for pair in arrays.values() for array in pair):
+        digest.update(np.ascontiguousarray(array).data)  # a view: CIFAR has 180 MB
     return Source(name, tuple(classes), splits, origin=dict.fromkeys(splits, "given"), fingerprint=digest.hexdigest())
 
 
-def _check_train(name: str, classes: Iterable[str], splits: Mapping[str, Dataset]) -> None:
+def _shown(image: NDArray[np.uint8], channels: int) -> Picture:
+    """Of a grey image, height width, or a coloured one, height width 3: what a person sees in so many channels."""
+    if image.ndim == 2:
+        return np.repeat(image[:, :, None], channels, axis=2)
+    return image if channels == 3 else np.asarray(to_pillow(image).convert("L"))[:, :, None]
+
+
+def _check_train(name: str, classes: Iterable[str], splits: Mapping[str, Dataset], known: Collection[str]) -> None:
     if "train" not in splits:
         raise DataError("VT014", f"{name} has no training images", "a split called train, or no splits at all")
     counts = splits["train"].targets.sum(axis=0)
-    if lacking := [label for label, count in zip(classes, counts, strict=True) if count == 0]:
+    if lacking := [label for label, count in zip(classes, counts, strict=True) if not count and label not in known]:
         raise DataError(
             "VT015", f"{name}: train has no image of {', '.join(lacking[:10])}, which other splits have",
             "every class among the training images",

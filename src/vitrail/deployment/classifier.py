@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -12,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from vitrail import configuration
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.loading import read
 from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.images import SUFFIXES, Picture, picture_of
+from vitrail.model.families import AXES
 from vitrail.preprocessing import Preprocessing
 
 Source = str | os.PathLike[str] | bytes | Picture
@@ -65,6 +70,21 @@ class Classifier:
     def multi_label(self) -> bool:
         return self.checkpoint.multi_label
 
+    def fingerprint(self) -> str:
+        """Changes when the weights as they are now, the architecture or the preprocessing change."""
+        config = configuration.encode(self.checkpoint.config, AXES)
+        said = [config, asdict(self.preprocessing), self.checkpoint.classes]
+        digest = hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=20)
+        for name, values in sorted(self.module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(values.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+        return digest.hexdigest()
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities; 1 where the model was not calibrated."""
+        return self.checkpoint.temperature
+
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
             return self.module(self._normalised(images)).float().cpu().numpy()
@@ -73,12 +93,46 @@ class Classifier:
         with torch.inference_mode():
             return self.module.represent(self._normalised(images)).float().cpu().numpy()
 
+    def gradients(
+        self, images: NDArray[np.uint8], targets: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits, and the gradient of each image's own cross-entropy in units of a pixel; see `Differentiable`."""
+        pixels = torch.from_numpy(images).to(self.device).float().requires_grad_(True)
+        truth = torch.from_numpy(np.asarray(targets, dtype=np.float32)).to(self.device)
+        with torch.enable_grad():
+            logits = self.module(self.preprocessing.normalise(pixels)).float()
+            if self.multi_label:
+                loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
+            else:
+                loss = F.cross_entropy(logits, truth, reduction="sum")  # a sum, so that each image has its own
+            (gradient,) = torch.autograd.grad(loss, pixels)
+        return logits.detach().cpu().numpy(), gradient.cpu().numpy()
+
+    def logits_of_patches(self, images: NDArray[np.uint8], kept: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits from some patches alone; the others are dropped after their positions were added.
+
+        Args:
+            images: uint8 batch channels height width.
+            kept: batch patches, places on the grid of patches in raster order.
+
+        Raises:
+            UsageError: VT041, the model has no attention, which alone takes any number of tokens.
+        """
+        if not self.checkpoint.config.attends:
+            raise UsageError(
+                "VT041", f"a {self.checkpoint.config.words} cannot leave tokens out: its layers do not mix them by attention",
+                "a Vision Transformer or a hybrid", "hide patches in pixels instead",
+            )  # fmt: skip
+        with torch.inference_mode():
+            tokens = self.module.embed(self._normalised(images)).only(torch.from_numpy(kept).to(self.device))
+            return self.module.head(self.module.pool(self.module.encode(tokens))).float().cpu().numpy()
+
     def _normalised(self, images: NDArray[np.uint8]) -> torch.Tensor:
         return self.preprocessing.normalise(torch.from_numpy(images).to(self.device))
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Softmax over the classes, or a sigmoid each for several labels."""
-        values = logits.astype(np.float64)
+        """Softmax over the classes, or a sigmoid each for several labels, of logits divided by the temperature."""
+        values = logits.astype(np.float64) / self.temperature
         if self.multi_label:
             return 1 / (1 + np.exp(-values))
         powers = np.exp(values - values.max(axis=1, keepdims=True))

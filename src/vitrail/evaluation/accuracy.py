@@ -21,6 +21,7 @@ class Outcome:
 
     Attributes:
         targets: batch classes, 1 where the class is true.
+        temperature: what logits are divided by before they become probabilities and losses.
     """
 
     ids: tuple[str, ...]
@@ -28,6 +29,7 @@ class Outcome:
     targets: NDArray[np.float32]
     classes: tuple[str, ...]
     multi_label: bool
+    temperature: float = 1.0
 
     @property
     def order(self) -> NDArray[np.int64]:
@@ -41,7 +43,7 @@ class Outcome:
 
     def losses(self) -> NDArray[np.float64]:
         """Cross-entropy per image; for several labels the sum over the classes."""
-        values = self.logits.astype(np.float64)
+        values = self.logits.astype(np.float64) / self.temperature
         if self.multi_label:
             return (np.logaddexp(0, values) - values * self.targets).sum(axis=1)
         values = values - values.max(axis=1, keepdims=True)
@@ -50,7 +52,7 @@ class Outcome:
 
     def probabilities(self) -> NDArray[np.float64]:
         """Softmax over the classes, or a sigmoid each for several labels; images classes."""
-        values = self.logits.astype(np.float64)
+        values = self.logits.astype(np.float64) / self.temperature
         if self.multi_label:
             return 1 / (1 + np.exp(-values))
         powers = np.exp(values - values.max(axis=1, keepdims=True))
@@ -104,6 +106,7 @@ def outcome(predictor: Predictor, pictures: Pictures) -> Outcome:
     dataset = pictures.dataset
     logits = [predictor.logits(images) for images, _ in evaluation_batches(pictures)]
     empty = np.zeros((0, len(predictor.classes)), dtype=np.float32)
+    temperature = getattr(predictor, "temperature", 1.0)  # an engine that knows of none has none
     return Outcome(
-        dataset.ids, np.concatenate([empty, *logits]), dataset.targets, predictor.classes, predictor.multi_label
-    )
+        dataset.ids, np.concatenate([empty, *logits]), dataset.targets, predictor.classes, predictor.multi_label, temperature
+    )  # fmt: skip

@@ -9,14 +9,12 @@ from numpy.typing import NDArray
 
 from vitrail.data.batches import Pictures
 from vitrail.data.sources import most_common
+from vitrail.evaluation.neighbours import Known, best_count, by_place, right_of
 from vitrail.images import resized
 from vitrail.statistics import wilson_interval
 
 CHOICES = (1, 3, 5, 10)
-LEFT_OUT = 2000  # training images that choose k where there is no val
 SIDE = 32  # larger pictures are reduced to this side first
-# Distances are computed for so many queries and references at a time, of so many pixels: some 15 MB in all.
-_QUERIES, _REFERENCES, _PIXELS = 512, 1024, 2**20
 
 
 @dataclass(frozen=True)
@@ -50,65 +48,17 @@ def nearest_pixels(train: Pictures, val: Pictures | None, test: Pictures) -> Bas
 
     k is chosen on the validation split; without one, on some training images, each among the others.
     """
-    reference, labels = pixels(train), train.dataset.targets
-    choices = [k for k in CHOICES if k <= len(reference) - (val is None)] or [1]
-    if val is None:
-        chosen = np.unique(np.linspace(0, len(labels) - 1, min(LEFT_OUT, len(labels))).astype(np.int64))
-        nearest = neighbours(reference, reference[chosen], max(choices) + 1)
-        # Each is its own nearest, or as near as a copy of it.
-        others = [row[row != own][: max(choices)] for row, own in zip(nearest, chosen, strict=True)]
-        found, asked, where = np.stack(others), labels[chosen], "train, each left out"
-    else:
-        found, asked, where = neighbours(reference, pixels(val), max(choices)), val.dataset.targets, "val"
-    shares = {k: int(right_of(found[:, :k], labels, asked).sum()) for k in choices}
-    k = max(shares, key=lambda choice: (shares[choice], -choice))
-    right = right_of(neighbours(reference, pixels(test), k), labels, test.dataset.targets)
+    known = Known(pixels(train), train.dataset.targets)
+    k = best_count(known, None if val is None else (pixels(val), val.dataset.targets), CHOICES)
+    where = "train, each left out" if val is None else "val"
+    places, near = known.neighbours(pixels(test), k)
+    right = right_of(places, by_place(near), known.labels, test.dataset.targets)
     how = (
-        f"the class of the {k} most similar of {len(reference):,} training pictures, pixel by pixel ({k} was best on {where})"
+        f"the class of the {k} most similar of {len(known.labels):,} training pictures, pixel by pixel ({k} was best on {where})"
         if k > 1
-        else f"the class of the most similar of {len(reference):,} training pictures, pixel by pixel"
+        else f"the class of the most similar of {len(known.labels):,} training pictures, pixel by pixel"
     )
     return Baseline.of("nearest neighbours", right, how)
-
-
-def right_of(found: NDArray[np.int64], labels: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which queries have their most voted class among their true ones; a tie goes to the nearer neighbour.
-
-    Args:
-        found: the neighbours of each query, nearest first.
-        labels: of the reference, one column per class; targets: of the queries.
-    """
-    # A vote weighs a little less with each place, so that ties fall to the nearest.
-    weights = 1 - 1e-3 * np.arange(found.shape[1])
-    right = np.empty(len(found), dtype=bool)
-    for start in range(0, len(found), _QUERIES):
-        chunk = found[start : start + _QUERIES]
-        votes = sum(labels[chunk[:, place]] * weight for place, weight in enumerate(weights))
-        right[start : start + len(chunk)] = targets[start + np.arange(len(chunk)), np.argmax(votes, axis=1)] > 0
-    return right
-
-
-def neighbours(reference: NDArray[np.uint8], queries: NDArray[np.uint8], k: int) -> NDArray[np.int64]:
-    """Indices of the k nearest rows of `reference` by Euclidean distance, nearest first; queries k."""
-    k = min(k, len(reference))
-    rows = min(_REFERENCES, max(1, _PIXELS // reference.shape[1]))
-    found = np.empty((len(queries), k), dtype=np.int64)
-    for start in range(0, len(queries), _QUERIES):
-        chunk = queries[start : start + _QUERIES].astype(np.float32)
-        # The nearest of each part, and of those the nearest: memory does not grow with the number of references.
-        places, distances = [], []
-        for at in range(0, len(reference), rows):
-            part = reference[at : at + rows].astype(np.float32)
-            # |q|^2 is the same for every reference and does not change the order.
-            far = chunk @ part.T
-            far *= -2
-            far += (part * part).sum(axis=1)
-            nearest = np.argpartition(far, min(k, len(part)) - 1, axis=1)[:, :k]
-            places.append(nearest + at)
-            distances.append(np.take_along_axis(far, nearest, axis=1))
-        order = np.argsort(np.concatenate(distances, axis=1), axis=1, kind="stable")[:, :k]
-        found[start : start + len(chunk)] = np.take_along_axis(np.concatenate(places, axis=1), order, axis=1)
-    return found
 
 
 def pixels(pictures: Pictures) -> NDArray[np.uint8]:

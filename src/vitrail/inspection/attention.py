@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitrail.errors import UsageError, nearest
 from vitrail.model.backbone import Backbone
+from vitrail.model.capture import Layer
 from vitrail.model.mixers import AttentionMap
 from vitrail.model.tokenizers import Tokens
 from vitrail.model.vit import ViT
@@ -63,7 +64,7 @@ class Gaze:
 def attention(
     model: ViT,
     images: Float[Tensor, "batch channels height width"],
-    layer: int = -1,
+    layer: Layer = -1,
     heads: Sequence[int] | None = None,
     query: Query | None = None,
 ) -> Gaze:
@@ -72,7 +73,7 @@ def attention(
     Args:
         model: in evaluation mode.
         images: normalised.
-        layer: negative ones count from the end.
+        layer: negative ones count from the end; "pool" is the attention of attention pooling, whose probe alone asks.
         heads: None averages over all.
         query: None is the class token, or the mean over the patches where there is none.
 
@@ -81,6 +82,8 @@ def attention(
     """
     with torch.inference_mode():
         tokens = model.embed(images)
+        if layer == "pool":
+            return _pooling(model, tokens, heads, query)
         look = _Look()
         rows = _rows(model, tokens, query)
         # Made first, because it knows which layers there are.
@@ -90,6 +93,19 @@ def attention(
             for block in below:
                 tokens = block(tokens, model.position)
     check_whole(look.weights, tokens)
+    return Gaze(look.weights, look.tokens)
+
+
+def _pooling(model: ViT, tokens: Tokens, heads: Sequence[int] | None, query: Query | None) -> Gaze:
+    """What the probe attends to: patches alone, so there is no prefix."""
+    check_reads("probe", model.pool.reads)
+    if query not in (None, "probe"):
+        raise UsageError("VT042", f"in attention pooling no {query} asks", "probe", "leave out the query")
+    look = _Look()
+    capture = model.capture("attention", layers=["pool"], heads=heads, into=look)
+    tokens = model.encode(tokens)
+    with capture:
+        model.pool(tokens)
     return Gaze(look.weights, look.tokens)
 
 

@@ -24,6 +24,7 @@ def figure(
     title: str,
     caption: str,
     marked: tuple[int, int] | None = None,
+    panel: str = "attention",
 ) -> Picture:
     """Left the picture, right the overlay.
 
@@ -33,11 +34,12 @@ def figure(
         box: what of the picture the model saw.
         title, caption: shortened where they do not fit on a line.
         marked: (row, col) of the patch that looks, outlined in both panels.
+        panel: what stands above the overlay.
 
     Returns:
         uint8 height width 3.
     """
-    shown, seen = _at_panel_size(picture, box)
+    shown, seen = at_panel_size(picture, box)
     tall, wide = shown.shape[:2]
     height = max(tall, 240)
     width = max(2 * _MARGIN + 2 * wide + 2 * _GAP + _BAR + _VALUES, 760)
@@ -45,16 +47,16 @@ def figure(
     sheet = Image.new("RGB", (width, top + height + 22 + 20 + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     write(draw, (_MARGIN, _MARGIN), title, width - 2 * _MARGIN, 21, _INK, bold=True)
-    panels = {"picture": to_pillow(shown).convert("RGB"), "attention": to_pillow(overlay(shown, weights, seen))}
-    for number, (name, panel) in enumerate(panels.items()):
+    panels = {"picture": to_pillow(shown).convert("RGB"), panel: to_pillow(overlay(shown, weights, seen))}
+    for number, (name, shot) in enumerate(panels.items()):
         left = _MARGIN + number * (wide + _GAP)
         write(draw, (left, top - 26), name, wide + _GAP, 16, _SOFT)
         draw.rectangle((left - 1, top - 1, left + wide, top + tall), outline=_EDGE)
-        sheet.paste(panel, (left, top))
+        sheet.paste(shot, (left, top))
         if any(abs(side - edge) > 0.5 for side, edge in zip(seen, (0, 0, wide, tall), strict=True)):
-            _outline(draw, seen, (left, top))
+            outline(draw, seen, (left, top))
         if marked is not None:
-            _outline(draw, patch_box(seen, weights.shape, *marked), (left, top))
+            outline(draw, patch_box(seen, weights.shape, *marked), (left, top))
     left = _MARGIN + 2 * (wide + _GAP)
     write(draw, (left, top - 26), "× even share", _BAR + _VALUES, 16, _SOFT)
     _bar(sheet, draw, (left, top), height, float(weights.max()) * weights.size)
@@ -62,10 +64,10 @@ def figure(
     return from_pillow(sheet)
 
 
-def _at_panel_size(picture: Picture, box: Box) -> tuple[Picture, Box]:
+def at_panel_size(picture: Picture, box: Box, longest: int = PANEL) -> tuple[Picture, Box]:
     """Large pictures are made smaller; small ones keep their pixels, each drawn as a square of several."""
     tall, wide = picture.shape[:2]
-    factor = PANEL / max(tall, wide)
+    factor = longest / max(tall, wide)
     factor = float(int(factor)) if factor >= 1 else factor
     size = max(1, round(tall * factor)), max(1, round(wide * factor))
     shown = resized(picture, size, "nearest" if factor >= 1 else "lanczos")
@@ -73,7 +75,7 @@ def _at_panel_size(picture: Picture, box: Box) -> tuple[Picture, Box]:
     return shown, (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
 
 
-def _outline(draw: ImageDraw.ImageDraw, box: Box, offset: tuple[int, int]) -> None:
+def outline(draw: ImageDraw.ImageDraw, box: Box, offset: tuple[int, int]) -> None:
     """Black beside white, so that it shows on anything."""
     left, top, right, bottom = (round(side) + offset[place % 2] for place, side in enumerate(box))
     for grow, ink in ((1, "black"), (0, "white"), (-1, "white"), (-2, "black")):

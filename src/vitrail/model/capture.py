@@ -8,12 +8,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+from torch import nn
 
 from vitrail.errors import UsageError, nearest
 from vitrail.model.mixers import AttentionMap, AttentionModule, CaptureRequest
 
 if TYPE_CHECKING:
     from vitrail.model.vit import ViT
+
+Layer = int | str
+"""The number of a layer of the encoder, negative from the end, or "pool", attention pooling."""
 
 
 @runtime_checkable
@@ -27,7 +31,8 @@ class Capture:
     """`with model.capture("attention", layers=[-1], heads=None, queries=[0]) as tape: model(images)`.
 
     `tape` is a list of `AttentionMap`, one per layer and forward pass, in the order of computation, or the recorder
-    that was given as `into`. Negative layers count from the end; `None` means all. Compiled models run eagerly while
+    that was given as `into`. Negative layers count from the end; `None` means all of the encoder; "pool" is the probe
+    of attention pooling, whose one query looks after the last layer. Compiled models run eagerly while
     recording. Leaving the context stops the recording; a context in which nothing was recorded raises, so that an
     empty list never passes for a result.
     """
@@ -36,32 +41,17 @@ class Capture:
         self,
         model: ViT,
         what: str = "attention",
-        layers: Sequence[int] | None = None,
+        layers: Sequence[Layer] | None = None,
         heads: Sequence[int] | None = None,
         queries: Sequence[int] | None = None,
         into: Recorder | None = None,
     ) -> None:
         if what != "attention":
             raise UsageError("VT040", f"cannot capture {what!r}", nearest(what, ["attention"]))
-        depth = len(model.blocks)
-        _check_indices("layers", layers, depth)
+        for name, asked in (("layers", layers), ("heads", heads), ("queries", queries)):
+            _check_some(name, asked)
         _check_indices("heads", heads, model.config.size.heads)
-        _check_some("queries", queries)
-        chosen = range(depth) if layers is None else sorted({layer % depth for layer in layers})
-        self.modules = [
-            module
-            for layer in chosen
-            for module in model.blocks[layer].modules()
-            if isinstance(module, AttentionModule)
-        ]
-        if not self.modules:
-            mixers = sorted({type(model.blocks[layer].mixer).__name__ for layer in chosen})
-            raise UsageError(
-                "VT041",
-                f"these layers have no attention: they mix their tokens by {' and '.join(mixers)}",
-                "layers that mix by attention",
-                "there is nothing to record in this model; attention needs a model whose block.mixer is attention",
-            )
+        self.modules = attention_modules(model, layers)
         self.tape: Recorder = [] if into is None else into
         self.recorded = 0
         self._stance: AbstractContextManager[object] = nullcontext()
@@ -97,8 +87,33 @@ class Capture:
             raise UsageError("VT040", "nothing was captured: the model did not run inside the context", "model(images)")
 
 
+def attention_modules(model: ViT, layers: Sequence[Layer] | None = None) -> list[AttentionModule]:
+    """What attends in these layers, in their order; None means all of the encoder.
+
+    Raises:
+        UsageError: VT040 no such layer, VT041 none of them attends.
+    """
+    depth = len(model.blocks)
+    numbers = list(range(depth)) if layers is None else [layer for layer in layers if isinstance(layer, int)]
+    _check_indices("layers", numbers, depth)
+    chosen: list[nn.Module] = [model.blocks[layer] for layer in sorted({layer % depth for layer in numbers})]
+    if layers is not None and len(numbers) < len(layers):
+        if {layer for layer in layers if not isinstance(layer, int)} != {"pool"}:
+            raise UsageError("VT040", f"layers: {list(layers)}", "numbers of layers, or pool")
+        chosen.append(model.pool)
+    found = [module for part in chosen for module in part.modules() if isinstance(module, AttentionModule)]
+    if not found:
+        names = sorted({type(getattr(part, "mixer", part)).__name__ for part in chosen})
+        raise UsageError(
+            "VT041",
+            f"these layers have no attention: they mix their tokens by {' and '.join(names)}",
+            "layers that mix by attention",
+            "there is nothing to record in this model; attention needs a model whose block.mixer is attention",
+        )
+    return found
+
+
 def _check_indices(name: str, indices: Sequence[int] | None, count: int) -> None:
-    _check_some(name, indices)
     for index in indices or ():
         if not -count <= index < count:
             raise UsageError(
@@ -109,6 +124,6 @@ def _check_indices(name: str, indices: Sequence[int] | None, count: int) -> None
             )
 
 
-def _check_some(name: str, indices: Sequence[int] | None) -> None:
+def _check_some(name: str, indices: Sequence[Layer] | None) -> None:
     if indices is not None and not len(indices):
         raise UsageError("VT040", f"{name}: none was asked for", "one or more", "leave it out for all of them")

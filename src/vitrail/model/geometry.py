@@ -50,6 +50,10 @@ class PositionModule(OnGrid):
         """Tokens with their positions added."""
         return tokens
 
+    def rows(self, grid: Grid, layer: int | None = None) -> Float[Tensor, "patches dim"] | None:
+        """The embedding of every place of `grid` that `add` adds there, in raster order; None where it adds none."""
+        return None
+
     def bias(self, queries: Tensor, tokens: Tokens, layer: int) -> Float[Tensor, "batch heads tokens tokens"] | None:
         """What is added to the attention scores of a layer before the softmax."""
         return None

@@ -142,12 +142,17 @@ class CaptureRequest:
 
 
 class AttentionModule(nn.Module, ABC):
-    """What can be captured: a mixer that records its weights while it has a request."""
+    """What can be captured: a mixer that records its weights while it has a request.
+
+    Attributes:
+        gates: a factor for what each head says, before the heads are read together; None is 1 for all of them.
+    """
 
     def __init__(self, context: Context) -> None:
         super().__init__()
         self.heads, self.layer = context.heads, context.layer
         self.request: CaptureRequest | None = None
+        self.gates: Float[Tensor, " heads"] | None = None
 
 
 class MultiHeadAttention(AttentionModule):
@@ -178,6 +183,8 @@ class MultiHeadAttention(AttentionModule):
             mixed = self._captured(self.request, queries, keys, values, bias, context or tokens)
         else:
             mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+        if self.gates is not None:
+            mixed = mixed * self.gates.to(mixed)[:, None, None]
         return self.project(rearrange(mixed, "b h n d -> b n (h d)"))
 
     def weights(self, tokens: Tokens, context: Tokens | None = None) -> Float[Tensor, "batch heads queries tokens"]:
@@ -244,6 +251,8 @@ class QuadraticMixture(AttentionModule):
             averages = torch.einsum("hqk,bkd->bqhd", weights[0], tokens.values)
         else:
             averages = torch.einsum("bhqk,bkd->bqhd", weights, tokens.values)
+        if self.gates is not None:
+            averages = averages * self.gates.to(averages)[:, None]
         return self.project(self.values(rearrange(averages, "b q h d -> b q (h d)")))
 
     def _record(self, request: CaptureRequest, weights: Tensor, tokens: Tokens) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -229,7 +229,7 @@ class ProbePool(PoolModule):
         super().__init__(context, norm, class_tokens=0, registers=config.registers)
         self.probe = nn.Parameter(torch.empty(1, context.dim))
         nn.init.xavier_uniform_(self.probe)
-        self.attention = MultiHeadAttention(context)
+        self.attention = MultiHeadAttention(replace(context, layer=context.depth))  # it comes after the last one
         self.mlp_norm = norm.build(context.dim)
         self.mlp = MLP(config.gelu).build(context)
 
@@ -244,7 +244,7 @@ class ProbePool(PoolModule):
         return F.pad(weights, (tokens.prefix, 0))
 
     def _asked(self, tokens: Tokens) -> tuple[Tokens, Tokens]:
-        attended = Tokens(self.norm(tokens.patches), tokens.grid)
+        attended = Tokens(self.norm(tokens.patches), tokens.grid, kept=tokens.kept)
         return Tokens(self.probe.expand(len(tokens.values), -1, -1), (1, 1)), attended
 
 

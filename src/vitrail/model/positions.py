@@ -115,6 +115,9 @@ class NormAfter(PositionModule):
         tokens = self.inner.add(tokens, layer)
         return tokens.to(self.norm(tokens.values)) if layer is None else tokens
 
+    def rows(self, grid: Grid, layer: int | None = None) -> Float[Tensor, "patches dim"] | None:
+        return self.inner.rows(grid, layer)
+
     def bias(self, queries: Tensor, tokens: Tokens, layer: int) -> Float[Tensor, "batch heads tokens tokens"] | None:
         return self.inner.bias(queries, tokens, layer)
 
@@ -134,6 +137,11 @@ class Together(PositionModule):
 
     def add(self, tokens: Tokens, layer: int | None = None) -> Tokens:
         return self.second.add(self.first.add(tokens, layer), layer)
+
+    def rows(self, grid: Grid, layer: int | None = None) -> Float[Tensor, "patches dim"] | None:
+        answers = [part.rows(grid, layer) for part in (self.first, self.second)]
+        told = [answer for answer in answers if answer is not None]
+        return sum(told[1:], start=told[0]) if told else None
 
     def bias(self, queries: Tensor, tokens: Tokens, layer: int) -> Float[Tensor, "batch heads tokens tokens"] | None:
         answers = [part.bias(queries, tokens, layer) for part in (self.first, self.second)]
@@ -170,10 +178,14 @@ class Added(PositionModule):
         self.inject = inject
         self.tables = nn.ModuleList(table() for _ in range(depth if inject == "every-layer" else 1))
 
+    def rows(self, grid: Grid, layer: int | None = None) -> Float[Tensor, "patches dim"] | None:
+        table = self._table(layer)
+        return None if table is None else table(grid)[table.prefix :]
+
     def add(self, tokens: Tokens, layer: int | None = None) -> Tokens:
-        if (layer is None) != (self.inject == "stem"):
+        table = self._table(layer)
+        if table is None:
             return tokens
-        table = self.tables[layer if self.inject == "every-layer" and layer is not None else 0]
         rows = table(tokens.grid).to(tokens.values.dtype)
         front, patches = rows[: table.prefix], rows[table.prefix :]
         # Registers stand between the class token and the patches and have no position.
@@ -187,6 +199,14 @@ class Added(PositionModule):
         for table in self.tables:
             assert isinstance(table, Table)
             table.at(grid)
+
+    def _table(self, layer: int | None) -> Table | None:
+        """What is added there; None for nothing."""
+        if (layer is None) != (self.inject == "stem"):
+            return None
+        table = self.tables[layer if self.inject == "every-layer" and layer is not None else 0]
+        assert isinstance(table, Table)
+        return table
 
 
 class LearnedTable(Table):

@@ -65,6 +65,15 @@ class Tokens:
         """The same geometry with other values."""
         return replace(self, values=values)
 
+    def only(self, places: Int[Tensor, "batch kept"]) -> Tokens:
+        """Those patches alone, in this order, behind the prefix; `places` count the patches that are there."""
+        rows = places[:, :, None].expand(-1, -1, self.values.shape[2])
+        values = torch.cat([self.values[:, : self.prefix], self.patches.gather(1, rows)], dim=1)
+        kept = places if self.kept is None else self.kept.gather(1, places)
+        behind = torch.arange(self.prefix, device=places.device).expand(len(places), -1)
+        sizes = None if self.sizes is None else self.sizes.gather(1, torch.cat([behind, places + self.prefix], dim=1))
+        return replace(self, values=values, kept=kept, sizes=sizes)
+
     def prepended(self, rows: Float[Tensor, "count dim"]) -> Tokens:
         """The same learned rows put in front of every sequence."""
         front = rows.expand(len(self.values), -1, -1)

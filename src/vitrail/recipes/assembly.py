@@ -21,9 +21,10 @@ from vitrail.data.sources import Source
 from vitrail.deployment.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.evaluation.accuracy import Accuracy
+from vitrail.evaluation.frozen import Evaluations
 from vitrail.model.backbone import Backbone, build
 from vitrail.model.low_rank import merged
-from vitrail.recipes.run import Run
+from vitrail.recipes.run import AXES, Run
 from vitrail.training.loop import Parts, Trainer
 from vitrail.training.memory import Usage
 from vitrail.training.progress import Progress
@@ -110,7 +111,7 @@ def trainer_of(
     judged = objective.backbone  # the model that learns, or its average
     predictor = Classifier(checkpoint_of(run, source, judged), device)
     predictor.__dict__["module"] = judged  # the very module, not a copy
-    evaluator = Accuracy("val", pictures["val"]) if "val" in pictures else None  # where val has joined train
+    evaluators = _evaluators(run, source, pictures)
     total = run.training.steps(len(pictures["train"].dataset))
     parts = Parts(
         objective=objective,
@@ -119,7 +120,7 @@ def trainer_of(
         batches=StepBatches(
             pictures["train"], run.augmentation.transforms, run.training.seed, run.training.batch_size, run.sampling
         ),
-        evaluate=lambda: dict(evaluator.run(predictor)) if evaluator else {},
+        evaluate=lambda: {name: value for each in evaluators for name, value in each.run(predictor)},
         write_model=lambda place: write_files(checkpoint_of(run, source, judged), place),
         mixing=run.augmentation.mixing,
         growth=run.thrift.growth,
@@ -132,10 +133,21 @@ def trainer_of(
     return Trainer(parts, run.training, folder, progress)
 
 
+def _evaluators(run: Run, source: Source, pictures: Mapping[str, Pictures]) -> list[Accuracy | Evaluations]:
+    """Accuracy first, which decides what the best model is; none where val has joined train."""
+    if "val" not in pictures:
+        return []
+    found: list[Accuracy | Evaluations] = [Accuracy("val", pictures["val"])]
+    if run.evaluators:
+        named = {configuration.encode(protocol, AXES)["type"]: protocol for protocol in run.evaluators}
+        found.append(Evaluations.of(named, pictures["train"], pictures["val"], source.classes))
+    return found
+
+
 def identity_of(run: Run, source: Source) -> dict[str, Any]:
     """What decides a run, by key, and the images; not what may change while it goes on, and no reasons."""
     values = configuration.flat(run.to_json()) | {"the images": source.fingerprint[:12]}
-    return {key: value for key, value in values.items() if key not in ("why", "training.micro_batch")}
+    return {key: value for key, value in values.items() if key not in ("why", "training.micro_batch", "evaluators")}
 
 
 def checkpoint_of(run: Run, source: Source, model: Backbone) -> Checkpoint:

@@ -30,7 +30,7 @@ from vitrail.report.page import run_page
 from vitrail.report.plots import drawn
 from vitrail.report.story import Story
 from vitrail.training.loop import LOG_EVERY, SAVE_SECONDS
-from vitrail.training.memory import Usage, give_back, peak_bytes, reset_peak, resident_bytes
+from vitrail.training.memory import Usage, freed_kept, give_back, peak_bytes, reset_peak, resident_bytes
 
 FIRST = 64  # pictures, which tell how long the others take
 READ_SECONDS, READ_UNTIL = 1.0, 3.0  # the pictures are opened and read by then, on a computer that does nothing else
@@ -105,8 +105,9 @@ class Rehearsal:
         self.pictures = self._read()
         self._prepare(folder, room)
         give_back()
-        self._train()
-        self._evaluate()
+        with freed_kept():
+            self._train()
+            self._evaluate()
         give_back()
         self._judge(folder)
 
@@ -243,6 +244,7 @@ class Rehearsal:
         parts.batches = StepBatches(batches.pictures, batches.transforms, probe.seed, 1, batches.order.sampling)
         with measured(self.usage) as self.prepared:
             self.trainer.advance(parts.batches[0])
+            give_back()  # its activations are no part of what stays
         self.trainer.settings, parts.batches, self.trainer.step = probe, batches, 0
 
     def _evaluate(self) -> None:

@@ -12,6 +12,10 @@ from vitrail.data.mixing import CutMix, EitherMixing, Mixing, Mixup
 from vitrail.data.order import SAMPLINGS, Sampling, Shuffled
 from vitrail.data.transforms import TRANSFORMS, Flip, RandAugment, RandomResizedCrop, Transform
 from vitrail.errors import UsageError
+from vitrail.evaluation.fewshot import FewShot
+from vitrail.evaluation.frozen import Frozen
+from vitrail.evaluation.neighbours import Neighbours
+from vitrail.evaluation.probes import LinearProbe, LogisticProbe
 from vitrail.model.backbone import BackboneConfig
 from vitrail.model.families import AXES as MODEL_AXES
 from vitrail.model.families import typed
@@ -30,9 +34,12 @@ from vitrail.training.tuning import TUNINGS, Everything, Tuning
 OBJECTIVES: dict[str, type[Objective]] = {
     "supervised": Supervised, "distillation": Distillation, "averaged": Averaged, "sharpness-aware": SharpnessAware
 }  # fmt: skip
+FROZEN: dict[str, type[Frozen]] = {
+    "few-shot": FewShot, "neighbours": Neighbours, "linear-probe": LinearProbe, "logistic-probe": LogisticProbe
+}  # fmt: skip
 AXES: configuration.Axes = {
     **MODEL_AXES, Transform: TRANSFORMS, Sampling: SAMPLINGS, Objective: OBJECTIVES, Optimizer: OPTIMIZERS,
-    Schedule: SCHEDULES, Tuning: TUNINGS,
+    Schedule: SCHEDULES, Tuning: TUNINGS, Frozen: FROZEN,
 }  # fmt: skip
 
 
@@ -117,6 +124,7 @@ class Run:
         sampling: which images an epoch holds.
         tuning: what of the model learns.
         thrift: what makes a step cheaper.
+        evaluators: what else is measured on val at every evaluation, on frozen features; changes nothing else.
         weights: the checkpoint that training starts from; None for random weights.
         keep_classes: what the weights say of classes that they know by name is kept; False for a head of zeros.
         grid: learning rates to choose from; None for the optimizer's own.
@@ -136,6 +144,7 @@ class Run:
     sampling: Sampling = Shuffled()
     tuning: Tuning = Everything()
     thrift: Thrift = Thrift()
+    evaluators: tuple[Frozen, ...] = ()
     weights: str | None = None
     keep_classes: bool = False
     grid: Grid | None = None
@@ -177,7 +186,11 @@ class Run:
         return configuration.decode(cls, {**data, **named}, AXES)
 
     def changed(self, assignments: dict[str, str]) -> Run:
-        """With `--set` keys replaced, `augmentation` also by a level of AugReg."""
+        """With `--set` keys replaced, `augmentation` also by a level of AugReg, `evaluators` by names with commas."""
+        names = assignments.get("evaluators", "[]").split(",")
+        if all(name in FROZEN for name in names):
+            rest = {name: text for name, text in assignments.items() if name != "evaluators"}
+            return replace(self, evaluators=tuple(FROZEN[name]() for name in names)).changed(rest)
         if (level := assignments.get("augmentation")) in AUGREG:
             rest = {name: text for name, text in assignments.items() if name != "augmentation"}
             return replace(self, augmentation=AUGREG[str(level)]).changed(rest)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from vitrail.canvas import blank, png
 from vitrail.evaluation.confusion import matrix
 from vitrail.files import explained, write_bytes
 from vitrail.report.charts import Series, shades, thinned
@@ -43,26 +38,12 @@ def drawn(story: Story) -> Iterator[tuple[str, bytes]]:
     for name, make in makers.items():
         figure = make(story)
         if figure is not None:
-            content = BytesIO()
-            figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
-            yield name, content.getvalue()
+            yield name, png(figure)
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure of its own: pyplot would keep a global list of them."""
-    _keep_out_of_the_home()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = blank(width, height)
     return figure, figure.subplots(1, columns)
-
-
-@cache
-def _keep_out_of_the_home() -> None:
-    """Matplotlib keeps a list of fonts in the user's home; where it has none yet, it gets a place that goes with the process."""
-    if "MPLCONFIGDIR" not in os.environ and not (Path.home() / ".cache" / "matplotlib").is_dir():
-        os.environ["MPLCONFIGDIR"] = place = tempfile.mkdtemp(prefix="vitrail-")
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
 
 
 def _curves(story: Story) -> Any:

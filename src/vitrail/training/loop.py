@@ -23,7 +23,7 @@ from vitrail.objectives.objective import ObjectiveModule
 from vitrail.training import state
 from vitrail.training.gradient import Portions
 from vitrail.training.margins import Margins
-from vitrail.training.memory import peak_bytes
+from vitrail.training.memory import freed_kept, peak_bytes
 from vitrail.training.optimizer import set_factor
 from vitrail.training.products import quick_products
 from vitrail.training.progress import Progress
@@ -128,7 +128,7 @@ class Trainer:
         """
         self._resume()
         self.tracking.start()  # the log is now that of the state
-        with _stop_requests() as stopping, self.progress:
+        with _stop_requests() as stopping, self.progress, freed_kept():
             saved_at = time.monotonic()
             batches = training_batches(
                 self.parts.batches, self.step, self.total, self.parts.workers, tell=self.progress.note

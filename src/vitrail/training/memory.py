@@ -8,7 +8,8 @@ import re
 import resource
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,8 @@ PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 _SHORT = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # M_... of malloc.h
-_KEPT = 2**30  # freed memory up to this size is used again rather than returned
+_KEPT = 2**30 - 1  # blocks up to this size come from the heap; the C library has the number as an int, doubled
+_LENT = 2**25  # where the C library's own rule ends, which follows what was freed
 
 
 def resident_bytes() -> int:
@@ -50,16 +52,26 @@ def share_heap() -> None:
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
 
 
-def keep_freed() -> None:
-    """From now on freed memory stays with the process until `give_back`, where the C library can be told so (glibc).
+@contextmanager
+def freed_kept() -> Iterator[None]:
+    """Within it freed memory stays with the process, where the C library can be told so (glibc).
 
     Otherwise each large activation is asked of the system anew at every step and given back after it, page by page: some
-    100,000 page faults and a tenth of the time of a step (docs/performance.md).
+    100,000 page faults and a tenth of the time of a step (docs/performance.md). For steps alone, which ask for the same
+    again and again: pictures that are read, and batches of other sizes, would only leave gaps.
     """
+    _keep(_KEPT)
+    try:
+        yield
+    finally:
+        _keep(_LENT)
+
+
+def _keep(size: int) -> None:
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.mallopt(_MMAP_THRESHOLD, _KEPT)
-        library.mallopt(_TRIM_THRESHOLD, _KEPT)
+        library.mallopt(_MMAP_THRESHOLD, size)
+        library.mallopt(_TRIM_THRESHOLD, 2 * size)
 
 
 def give_back() -> None:
@@ -90,7 +102,6 @@ class Usage:
     @classmethod
     def begin(cls) -> Usage:
         share_heap()
-        keep_freed()
         reset_peak()
         return cls()
 

@@ -1,0 +1,276 @@
+"""The protocol robustness: who is asked, where a model's own saliency comes from, what is printed and drawn."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrail.commands.request import Protocol, Request, positions
+from vitrail.configuration import require
+from vitrail.data.batches import Pictures
+from vitrail.deployment.classifier import Classifier
+from vitrail.errors import UsageError
+from vitrail.evaluation.published import DIFFERS, NOT_MEASURED, SAME, SHAPE_ONLY, compared
+from vitrail.evaluation.robustness import Audience, Learning, chosen_groups, measured
+from vitrail.evaluation.trials import Images, Subject, generator
+from vitrail.files import explained, read_json, write_bytes, write_text
+from vitrail.inspection.attention import attending, attention
+from vitrail.inspection.rollout import rollout_maps
+
+_WEIGHTS = 2**23  # attention weights that are held at a time: 32 MiB
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """What --set may change.
+
+    Attributes:
+        images: how many of the split, drawn at random; 0 for all.
+        attacked: how many of these FGSM and PGD are tried on.
+        seed: of everything that is drawn.
+        parts: all, or names with commas between them: occlusion, tokens, features, permutation, filters, texture, shape
+            bias, corruptions, position, attacks, adversarial patch.
+        saliency: the model's own: attention of the last layer, or rollout through all.
+        patch_steps, patch_batch: how the adversarial patches are learned.
+    """
+
+    images: int = 1000
+    attacked: int = 250
+    seed: int = 0
+    parts: str = "all"
+    saliency: Literal["attention", "rollout"] = "attention"
+    patch_steps: int = 100
+    patch_batch: int = 64
+
+    def __post_init__(self) -> None:
+        require(self.images >= 0, "images", self.images, "0 for all, or more")
+        require(self.attacked >= 1, "attacked", self.attacked, "at least 1")
+        require(1 <= self.patch_steps <= 100_000, "patch_steps", self.patch_steps, "1 to 100,000")
+        require(1 <= self.patch_batch <= 10_000, "patch_batch", self.patch_batch, "1 to 10,000")
+        chosen_groups(self.parts)
+
+
+def run(request: Request) -> dict[str, Any]:
+    """The record; with a place, its figure is written there too."""
+    settings, split = request.settings, request.matched()
+    pictures = split.subset(_drawn(len(split.dataset), settings.images, settings.seed))
+    groups = chosen_groups(settings.parts)
+    train = request.matched("train") if "adversarial patch" in groups else None
+    asked = [(request.model, request.classifier)]
+    if request.beside is not None and request.other is not None:
+        asked.append((request.other, request.beside))
+    names = _names([path for path, _ in asked])
+    subjects = [
+        subject_of(name, path, model, settings.saliency) for name, (path, model) in zip(names, asked, strict=True)
+    ]
+    audiences = [Audience((subjects[0],), pictures, train)]
+    for subject, (_, model) in zip(subjects[1:], asked[1:], strict=True):
+        if _alike(request.classifier, model):
+            audiences[0] = replace(audiences[0], subjects=(*audiences[0].subjects, subject))
+        else:
+            audiences.append(
+                Audience((subject,), _for(request, model, pictures), train and _for(request, model, train))
+            )
+    learning = Learning(settings.patch_steps, settings.patch_batch)
+    record = measured(audiences, groups, settings.seed, settings.attacked, learning, _tell)
+    record = {"split": request.split, "data": request.source.name, "saliency": settings.saliency, **record}
+    record["published"] = compared(record)
+    if request.place is not None:
+        _draw(record, request.place / f"{request.file}.png")
+        write_text(request.place / f"{request.file}-published.csv", _table(record["published"]))
+    return record
+
+
+def _drawn(total: int, wanted: int, seed: int) -> NDArray[np.int64]:
+    """Some of the images, in the order of the split."""
+    places = generator(seed, "images", "").permutation(total)
+    return np.sort(places[: wanted or total])
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What tables call them: the last part of the path, with a number where two are alike."""
+    names = [path.resolve().stem for path in paths]
+    return [name if names.count(name) == 1 else f"{name} ({place + 1})" for place, name in enumerate(names)]
+
+
+def _alike(first: Classifier, second: Classifier) -> bool:
+    """Whether both can be shown the same images: they differ in their normalisation at most, and not in their classes."""
+    a, b = first.preprocessing, second.preprocessing
+    return (
+        first.classes == second.classes and replace(a, mean=b.mean, std=b.std) == b
+        if a.channels == b.channels
+        else False
+    )
+
+
+def _for(request: Request, model: Classifier, pictures: Pictures) -> Pictures:
+    """The same pictures for a model of another size or order of classes."""
+    ours = positions(request.source, request.classifier)
+    targets = np.zeros((len(pictures.dataset), len(model.classes)), dtype=np.float32)
+    targets[:, positions(request.source, model)] = pictures.dataset.targets[:, ours]
+    return Pictures(replace(pictures.dataset, targets=targets), model.preprocessing)
+
+
+def subject_of(name: str, path: Path, model: Classifier, saliency: str) -> Subject:
+    """A model as the report asks it; what it cannot do is said by its own error.
+
+    Raises:
+        UsageError: VT045, it has no classes.
+    """
+    if not model.classes:
+        raise UsageError("VT045", f"{name} has no classes: it turns a picture into features", "a classifier",
+                         "vitrail train YOUR_IMAGES --weights THESE_WEIGHTS gives classes")  # fmt: skip
+    config = model.checkpoint.config
+    facts = {"words": config.words, "parameters": model.module.num_parameters(),
+             "image_size": list(model.preprocessing.image_size), "path": str(path)}  # fmt: skip
+    rows, cols = (side // step or 1 for side, step in zip(model.preprocessing.image_size, config.stride, strict=True))
+    kind = _kind(config) + (" of style-randomised pictures" if _style_randomised(path) else "")
+    able = Subject(name, model, kind, config.stride, (rows, cols), facts=facts)
+    try:
+        attending(model.module)
+    except UsageError as error:
+        return replace(able, reason=f"[{error.code}] {error.what}")
+    return replace(able, saliency=partial(SALIENCY[saliency], model), without=model.logits_of_patches)
+
+
+def _kind(config: Any) -> str:
+    if not hasattr(config, "tokenizer"):
+        return "CNN"
+    if not config.attends:
+        return "Mixer"
+    return "hybrid" if config.tokenizer.before else "ViT"
+
+
+def _style_randomised(path: Path) -> bool:
+    """Whether a run was trained on a set that `vitrail data stylise` wrote."""
+    if not (path / "config.json").is_file():
+        return False
+    source = read_json(path / "config.json").get("run", {}).get("data", {}).get("source", "")
+    return (Path(source).parent / "stylised.json").is_file() or (Path(source) / "stylised.json").is_file()
+
+
+def _attention(model: Classifier, images: Images) -> NDArray[np.float32]:
+    """Of the last layer: what the head reads, mean over the heads; a few images at a time, so that memory stays flat."""
+    import torch
+
+    pixels = model.preprocessing.normalise(torch.from_numpy(images).to(model.device))
+    config = attending(model.module).config
+    chunk = max(1, _WEIGHTS // (config.num_tokens**2 * config.size.heads))
+    return np.concatenate([attention(model.module, part).maps for part in pixels.split(chunk)])
+
+
+def _rollout(model: Classifier, images: Images) -> NDArray[np.float32]:
+    import torch
+
+    return rollout_maps(model.module, model.preprocessing.normalise(torch.from_numpy(images).to(model.device)))
+
+
+SALIENCY: dict[str, Callable[[Classifier, Images], NDArray[np.float32]]] = {
+    "attention": _attention,
+    "rollout": _rollout,
+}
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _draw(record: Mapping[str, Any], path: Path) -> None:
+    from vitrail.report.robustness import page
+
+    content = page(record)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, content)
+
+
+def text(record: Mapping[str, Any]) -> list[str]:
+    """Models, a line per curve, the published numbers, the checks of the attacks."""
+    names = [model["name"] for model in record["models"]]
+    lines = [f"{record['data']}, {record['split']}: {record['n']:,} images, attacks on {record['attacked']:,}"]
+    for m in record["models"]:
+        sizes = f"{_sides(m['image_size'])} px, patch {_sides(m['patch'])}"
+        lines.append(f"  {m['name'][:18]:<18} {m['kind']}, {m['parameters']:,} parameters, {sizes}")
+    heads = "".join(f"{name[:11]:>12}" for name in names)
+    lines += [
+        "",
+        f"mean over the points of each curve, in %{'':<3}{heads}" + ("   ahead, behind" if len(names) > 1 else ""),
+    ]
+    group = ""
+    for curve in record["curves"]:
+        if curve["group"] != group:
+            group = curve["group"]
+            lines.append(group)
+        lines.append(_line(curve, names))
+    if record["checks"]:
+        failed = [check for check in record["checks"] if not check["holds"]]
+        lines += ["", f"checks of the attacks: {len(record['checks']) - len(failed)} of {len(record['checks'])} hold"]
+        lines += [f"  fails for {check['model'][:18]}: {check['check']}" for check in failed]
+    return [*lines, "", *_published_text(record["published"])]
+
+
+def _published_text(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each experiment; the rows themselves are in the record and in published.csv."""
+    lines = [f"{'beside the published numbers':<42}same  shape only  differs  not measured"]
+    for experiment in dict.fromkeys(row["experiment"] for row in rows):
+        found = [row["verdict"] for row in rows if row["experiment"] == experiment]
+        counts = [found.count(word) for word in (SAME, SHAPE_ONLY, DIFFERS, NOT_MEASURED)]
+        lines.append(f"  {experiment[:39]:<40}{counts[0]:>4}{counts[1]:>12}{counts[2]:>9}{counts[3]:>14}")
+    unsure = sum(row["unsure"] for row in rows)
+    return [*lines, f"  {unsure} rows are marked unsure and can never be the same"]
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every published number with ours, as CSV."""
+    file = io.StringIO()
+    columns = [
+        "experiment",
+        "model",
+        "condition",
+        "published",
+        "unit",
+        "unsure",
+        "by",
+        "ours",
+        "interval",
+        "verdict",
+        "why",
+        "source",
+    ]
+    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        bounds = "" if row["interval"] is None else "-".join(f"{bound:.4f}" for bound in row["interval"])
+        writer.writerow({**row, "interval": bounds, "ours": "" if row["ours"] is None else f"{row['ours']:.4f}"})
+    return file.getvalue()
+
+
+def _sides(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _line(curve: Mapping[str, Any], names: Sequence[str]) -> str:
+    said = f"  {curve['name'][:38]:<38}"
+    for name in names:
+        values = [point["answers"][name]["value"] for point in curve["points"] if name in point["answers"]]
+        known = [value for value in values if value is not None]
+        said += f"{100 * np.mean(known):>12.1f}" if known else f"{'-':>12}"
+    if len(names) == 2 and (pairs := [p["pairs"][names[1]] for p in curve["points"] if names[1] in p["pairs"]]):
+        ahead, behind = (sum(pair["p"] < 0.05 and pair[a] > pair[b] for pair in pairs)
+                         for a, b in (("only_first", "only_second"), ("only_second", "only_first")))  # fmt: skip
+        said += f"   {ahead}, {behind} of {len(pairs)}"
+    return said
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "robustness": Protocol("what a model still knows of changed pictures, beside another", run, text, Robustness()),
+}
