@@ -21,8 +21,8 @@ LOUD = [7, 11, 14, 15]  # of a patch, read by none: what draws the eye
 _DIM, _SEEN, _ASKS = 8, 4, 5  # channels 0 to 2 are the classes; whether a patch has any; who asks for that
 
 
-def pictures(count, seed=0):
-    """Grey noise; three parts of one class, one of another, five loud ones of none.
+def pictures(count, seed=0, others=1):
+    """Grey noise; three parts of one class, `others` of another, five loud ones of none.
 
     Returns: images uint8, targets, and the places (image, class, rows cols) where each class stands.
     """
@@ -32,11 +32,11 @@ def pictures(count, seed=0):
     for image, target, where in zip(images, targets, places, strict=True):
         first, second = random.permutation(3)[:2]
         target[first] = 1
-        spots = random.permutation(GRID[0] * GRID[1])[:9]
+        spots = random.permutation(GRID[0] * GRID[1])[: 8 + others]
         for place, spot in enumerate(spots):
             row, col = divmod(int(spot), GRID[1])
             part = image[0, row * SIDE : (row + 1) * SIDE, col * SIDE : (col + 1) * SIDE]
-            what = first if place < 3 else second if place == 3 else None
+            what = first if place < 3 else second if place < 3 + others else None
             for pixel in LOUD if what is None else PIXELS[int(what)]:
                 part[divmod(pixel, SIDE)] = 255 if what is None else 110
             if what is not None:

@@ -71,8 +71,15 @@ def reordered(model, order):
             if name.endswith("mixer") or name == "pool.attention":
                 fused, out = part.query_key_value, part.project
                 for array in (fused.weight, fused.bias):
-                    array.copy_(rearrange(rearrange(array, "(t h d) ... -> t h d ...", t=3, h=heads)[:, order], "t h d ... -> (t h d) ..."))
-                out.weight.copy_(rearrange(rearrange(out.weight, "o (h d) -> o h d", h=heads)[:, order], "o h d -> o (h d)"))
+                    array.copy_(
+                        rearrange(
+                            rearrange(array, "(t h d) ... -> t h d ...", t=3, h=heads)[:, order],
+                            "t h d ... -> (t h d) ...",
+                        )
+                    )
+                out.weight.copy_(
+                    rearrange(rearrange(out.weight, "o (h d) -> o h d", h=heads)[:, order], "o h d -> o (h d)")
+                )
     return model
 
 

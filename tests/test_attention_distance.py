@@ -93,9 +93,7 @@ def test_attention_to_oneself_has_no_distance():
 def test_dropped_patches_keep_their_places():
     """Two images that kept other patches: the distances are those of the places that are left."""
     kept = torch.tensor([[0, 4], [2, 12]])  # of 3 x 5: (0,0) and (0,4); (0,2) and (2,2)
-    entry = AttentionMap(
-        0, torch.full((2, 1, 2, 2), 0.5), None, None, Tokens(torch.zeros(2, 2, 8), (3, 5), kept=kept)
-    )
+    entry = AttentionMap(0, torch.full((2, 1, 2, 2), 0.5), None, None, Tokens(torch.zeros(2, 2, 8), (3, 5), kept=kept))
     sums = _Sums(1, 1, (10, 7))
     sums.append(entry)
     np.testing.assert_allclose(sums.totals[0, 0, 0], 0.5 * 4 * 7 + 0.5 * 2 * 10)
@@ -149,7 +147,7 @@ def test_what_cannot_be_asked_of_a_pool():
 
 @pytest.mark.parametrize("config", [MIXER, RESNET], ids=["Mixer", "ResNet"])
 def test_models_without_attention_are_refused_with_the_reason(config):
-    with pytest.raises(UsageError, match="convolutions mix|TokenPerceptron") as caught:
+    with pytest.raises(UsageError, match=r"convolutions mix|TokenPerceptron") as caught:
         attention_distance(stirred(config), several(config, 1))
     assert caught.value.code == "VT041" and caught.value.fix
 

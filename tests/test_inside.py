@@ -16,7 +16,17 @@ from vitrail.inspection.lens import lens_logits, logit_lens
 from vitrail.inspection.norms import stand_out, token_norms
 from vitrail.inspection.positions import position_similarity
 from vitrail.model.pools import ClassToken
-from vitrail.model.positions import Both, Learned1D, Learned2D, NoPosition, Normed, Relative1D, RelativeBias, Rotary2D, SineCosine
+from vitrail.model.positions import (
+    Both,
+    Learned1D,
+    Learned2D,
+    NoPosition,
+    Normed,
+    Relative1D,
+    RelativeBias,
+    Rotary2D,
+    SineCosine,
+)
 from vitrail.model.resnet import ResNetConfig
 from vitrail.model.tokenizers import LinearPatches
 from vitrail.model.trunks import PostActivation
@@ -236,7 +246,9 @@ def test_the_lens_reads_every_depth_with_the_models_own_pool_and_head(name):
     final = logits[:, -1].argmax(-1)
     np.testing.assert_array_equal(found.right, (logits.argmax(-1) == truth[:, None]).sum(0))
     np.testing.assert_allclose(found.agreement, (logits.argmax(-1) == final[:, None]).mean(0))
-    np.testing.assert_allclose(found.probability, np.take_along_axis(chances, final[:, None, None], 2)[..., 0].mean(0), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.probability, np.take_along_axis(chances, final[:, None, None], 2)[..., 0].mean(0), rtol=1e-4
+    )
     np.testing.assert_allclose(found.entropy, -(chances * np.log(chances)).sum(-1).mean(0), rtol=1e-4)
     assert found.agreement[-1] == 1 and found.images == 4
 

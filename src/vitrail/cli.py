@@ -24,7 +24,6 @@ from vitrail.commands.flags import (
     Files,
     FindRate,
     Folder,
-    Format,
     Heads,
     Json,
     Methods,
@@ -45,6 +44,7 @@ from vitrail.commands.flags import (
     Table,
     Target,
 )
+from vitrail.commands.models_verbs import convert, models_app
 from vitrail.commands.usage import refuse_flags, refuse_together, usage_error, verbs_of
 from vitrail.configuration import assignments, parse_rates, parse_size, parse_time
 from vitrail.errors import Interrupted, UsageError, VitrailError
@@ -56,8 +56,8 @@ app = cyclopts.App(
     help_format="markdown",
 )
 app.command(data_app)
-models_app = cyclopts.App(name="models", help="The models by name; what a file of weights holds.")
 app.command(models_app)
+app.command(convert)
 
 
 @app.command
@@ -79,7 +79,7 @@ def demo(
 def train(
     data: str, /, *, out: Out = None, recipe: str | None = None, model: str | None = None, weights: str | None = None,
     image_size: Size = None, epochs: float | None = None, batch_size: int | None = None, lr: str | None = None,
-    time_limit: str | None = None, seed: Seed = 0, workers: int = 0, track: str | None = None, device: Device = "auto",
+    time_limit: str | None = None, seed: Seed = 0, workers: int | None = None, track: str | None = None, device: Device = "auto",
     set_: Sets = [], find_lr: FindRate = False, plan: Plan = False, overwrite: Overwrite = False,  # noqa: B006  cyclopts copies
     json_: Json = False, quiet: Quiet = False,
 ) -> int:  # fmt: skip
@@ -101,7 +101,7 @@ def train(
     time_limit
         End within 30m, 90s, 1h30m: the number of epochs is chosen for it, from measured steps.
     workers
-        Processes that prepare images; never changes the result.
+        Processes that prepare images; default: as many as the first steps show to be of use. Never changes the result.
     track
         Also write RUN/trackers for tensorboard, wandb (offline), mlflow: a list with commas. Never changes the result.
     """
@@ -291,39 +291,6 @@ def compare(a: One, b: Other, /, *, split: str = "test", out: Page = None, json_
     from vitrail.commands.compare import run_compare
 
     return run_compare(a, b, split, out, json_)
-
-
-@models_app.default
-def models(*, image_size: Size = None, json_: Json = False) -> int:
-    """List the models with their tokens, parameters, FLOPs and activation memory."""
-    from vitrail.commands.information import run_models
-
-    return run_models(parse_size(image_size), json_)
-
-
-@models_app.command
-def inspect(file: Model, /, *, image_size: Size = None, family: Family = None, json_: Json = False) -> int:
-    """Say what a file of weights is: format, model, numerics, preprocessing, hash, what is missing or left over."""
-    from vitrail.commands.weights import run_inspect
-
-    return run_inspect(file, parse_size(image_size), family, json_)
-
-
-@app.command
-def convert(
-    source: Model, target: Path, /, *, format_: Format = None, image_size: Size = None, family: Family = None,
-    json_: Json = False,
-) -> int:  # fmt: skip
-    """Write weights in another format, and prove by logits that they are the same model.
-
-    Parameters
-    ----------
-    target
-        The new file, or a folder where it has no suffix; nothing is overwritten.
-    """
-    from vitrail.commands.weights import run_convert
-
-    return run_convert(source, target, format_, parse_size(image_size), family, json_)
 
 
 @app.command

@@ -6,24 +6,18 @@ the rest of what is no array (extras.py). The weights stay as they are, and so d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vitrail.checkpoints.containers import CALIBRATION
 from vitrail.checkpoints.loading import resolve
 from vitrail.errors import UsageError
-from vitrail.files import write_json
 
 
-def store_temperature(path: Path, temperature: float, facts: Mapping[str, Any]) -> Path:
-    """Writes it beside the weights of a run folder's best checkpoint, or of a model folder; what was there is replaced.
-
-    Args:
-        facts: where it comes from, for people.
+def place_of_temperature(path: Path) -> Path:
+    """Where the temperature of a run's best checkpoint, or of a model folder, is kept: {"temperature": 1.3, ...}.
 
     Raises:
-        UsageError: VT114, the model is a file, which has no room.
+        UsageError: VT114, the model is a file, which nothing can be added to.
     """
     folder = resolve(path)
     if not folder.is_dir():
@@ -31,5 +25,4 @@ def store_temperature(path: Path, temperature: float, facts: Mapping[str, Any]) 
             "VT114", f"{path} is a file, which a temperature cannot be added to", "a run folder or a model folder",
             f"vitrail convert {path} FOLDER, and then the same command on FOLDER",
         )  # fmt: skip
-    write_json(folder / CALIBRATION, {"temperature": temperature, **facts})
     return folder / CALIBRATION

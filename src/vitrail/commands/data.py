@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -19,6 +18,7 @@ from vitrail.data.problems import Problem, counted, shown
 from vitrail.data.sources import Source, open_source
 from vitrail.errors import DataError, UsageError, VitrailError, nearest
 from vitrail.files import explained, write_bytes, write_text
+from vitrail.training.processor import reading_threads
 
 THUMBNAILS, THUMBNAIL_SIDE, PER_GROUP = 60, 96, 4
 _CLASSES, _EXAMPLES = 20, 3
@@ -29,7 +29,7 @@ def run_check(data: str, out: Path | None, as_json: bool, quiet: bool) -> int:
     """Reads every picture and says what is wrong; the status is 3 where a problem is an error."""
     source = open_source(data)
     with Counting(quiet or as_json) as counting:
-        found = examine(source, _threads(), progress=counting)
+        found = examine(source, reading_threads(), progress=counting)
     facts = {
         "source": source.name,
         "classes": list(source.classes),
@@ -79,7 +79,7 @@ def run_split(data: str, out: Path, val: float, test: float, seed: int, relabel:
         raise VitrailError("VT064", f"{out} exists already; nothing was overwritten", "a new name", "--out OTHER.csv")
     with Counting(quiet) as counting:
         labels = read_labels(relabel) if relabel is not None else {}
-        division = divide(data, val, test, seed, labels, _threads(), counting)
+        division = divide(data, val, test, seed, labels, reading_threads(), counting)
     text = division_text(division.rows, out.parent)
     with explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -133,10 +133,6 @@ class Counting:
         self.spoke, self.wrote = now, True
         text = f"{done:,} of {total:,} pictures read"
         print(f"\r\033[K{text}" if self.live else text, end="" if self.live else "\n", file=sys.stderr, flush=True)
-
-
-def _threads() -> int:
-    return min(4, os.cpu_count() or 1)
 
 
 def _thumbnails(source: Source, found: Examination) -> dict[str, bytes]:

@@ -22,7 +22,6 @@ from vitrail.recipes.assembly import Machine
 from vitrail.statistics import share
 
 
-
 def run_evaluation(
     model: Path,
     data: str | None,
@@ -119,7 +118,12 @@ def _evaluation_text(summary: dict[str, Any]) -> str:
         lines.append(f"  top-5               {share(summary['top5'])}")
     if "exact" in summary:
         lines.append(f"  all labels right    {share(summary['exact'])}")
-    lines.append(f"  loss                {summary['loss']:.4f}")
+    heat = (
+        f", of logits divided by the stored temperature {summary['temperature']:.3f}"
+        if "temperature" in summary
+        else ""
+    )
+    lines.append(f"  loss                {summary['loss']:.4f}{heat}")
     for name, baseline in summary.get("baselines", {}).items():
         lines.append(f"  {name:<19} {share(baseline['top1'], baseline['interval'])}")
     if "written" in summary:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from vitrail.commands.terminal import wrapped
+from vitrail.data.delivery import WORTH
 from vitrail.statistics import duration, share
 
-MAKING = 0.2  # share of a step from which on others should make the batches
 SHOWN = 6  # problems of the data
 WORDS = {
     "new": "new; nothing is there yet",
@@ -92,9 +92,10 @@ def _cost(found: dict[str, Any]) -> Rows:
     after = sum(seconds.values()) - main - before - choosing
     free = found["available"]
     machine = found["machine"]
-    helpers = f"{machine['workers']} worker{'s' * (machine['workers'] != 1)}"
+    workers = machine["workers"]
+    helpers = "workers where they help" if workers is None else f"{workers} worker{'s' * (workers != 1)}"
     pictures = f"batches take {machine['making_share']:.0%} of a step to make"
-    if machine["making_share"] > MAKING and not machine["workers"]:
+    if machine["making_share"] > WORTH and workers == 0:
         pictures += ", which --workers 2 would do beside it"
     rows = [
         ("Machine", f"{machine['device']}, {machine['threads']} thread{'s' * (machine['threads'] != 1)}, "

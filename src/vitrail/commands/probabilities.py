@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.checkpoints.calibrated import store_temperature
+from vitrail.checkpoints.calibrated import place_of_temperature
 from vitrail.commands.request import Protocol, Request
 from vitrail.configuration import require
 from vitrail.errors import DataError
@@ -18,7 +18,7 @@ from vitrail.evaluation.calibration import Quality, change, quality
 from vitrail.evaluation.conformal import SCORES, Sets, conformal, drawn
 from vitrail.evaluation.selective import Curve, risk_coverage, threshold
 from vitrail.evaluation.temperature import Classified, classified, fit_temperature
-from vitrail.files import explained, write_bytes
+from vitrail.files import explained, write_bytes, write_json
 from vitrail.report.certainty import calibration_figure, conformal_figure
 from vitrail.statistics import share, wilson_interval
 
@@ -92,6 +92,7 @@ def fitted_on(request: Request) -> str:
 def calibrate(request: Request) -> dict[str, Any]:
     """Temperature of val; errors, risk by coverage and a threshold on the split, before and after."""
     settings, split = request.settings, fitted_on(request)
+    stored = place_of_temperature(request.model) if settings.store else None
     _, known = answers_of(request, split)
     _, asked = answers_of(request, request.split)
     temperature = fit_temperature(known)
@@ -99,8 +100,7 @@ def calibrate(request: Request) -> dict[str, Any]:
     after = quality(asked, temperature, settings.draws, settings.seed)
     curve = risk_coverage(*_surest(asked, temperature))
     record: dict[str, Any] = {
-        "split": request.split, "data": request.source.name, "n": len(asked), "fitted_on": split, "n_fit": len(known),
-        "temperature": temperature, "before": _quality(before), "after": _quality(after),
+        **_facts(request, split, known, asked), "temperature": temperature, "before": _quality(before), "after": _quality(after),
         "change": {name: list(pair) for name, pair in change(asked, temperature, settings.draws, settings.seed).items()},
         "coverage": _curve(curve), "threshold": _threshold(known, asked, temperature, settings), "stored": None,
     }  # fmt: skip
@@ -108,10 +108,11 @@ def calibrate(request: Request) -> dict[str, Any]:
         with explained(request.place):
             request.place.mkdir(parents=True, exist_ok=True)
         write_bytes(request.place / f"{request.file}.png", calibration_figure(record))
-    if settings.store:  # last: nothing can fail any more
+    if stored is not None:  # last: nothing can fail any more
         facts = {"fitted_on": f"{split} of {request.source.name}", "n": len(known),
                  "loss": [float(known.losses(heat).mean()) for heat in (1.0, temperature)]}  # fmt: skip
-        record["stored"] = str(store_temperature(request.model, temperature, facts))
+        write_json(stored, {"temperature": temperature, **facts})
+        record["stored"] = str(stored)
     return record
 
 
@@ -120,6 +121,23 @@ def _surest(answers: Classified, temperature: float) -> tuple[NDArray[np.float64
     probabilities = answers.probabilities(temperature)
     best = probabilities.argmax(axis=1)
     return probabilities[np.arange(len(answers)), best], best == answers.labels
+
+
+def _facts(request: Request, split: str, known: Classified, asked: Classified) -> dict[str, Any]:
+    return {
+        "split": request.split, "data": request.source.name, "n": len(asked), "fitted_on": split, "n_fit": len(known),
+        "top1": _top1(asked), "top1_fit": _top1(known),
+    }  # fmt: skip
+
+
+def _top1(answers: Classified) -> float:
+    return float((answers.logits.argmax(axis=1) == answers.labels).mean())
+
+
+def _alike(record: Mapping[str, Any]) -> str:
+    """How alike the two splits are for this model: what is fitted on the one holds for the other as far as they are."""
+    return (f"  top-1               {100 * record['top1_fit']:.1f} % on {record['fitted_on']}, {100 * record['top1']:.1f} % on "
+            f"{record['split']}")  # fmt: skip
 
 
 def _quality(found: Quality) -> dict[str, Any]:
@@ -155,6 +173,7 @@ def _calibration_text(record: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{record['data']}, {record['split']}: {record['n']:,} images",
         f"  temperature         {record['temperature']:.3f}, fitted on {record['fitted_on']}, {record['n_fit']:,} images",
+        _alike(record),
         f"  {'':<19} {'before':<26}after",
     ]
     for word, key in (*rows, ("Brier score", "brier"), ("loss", "nll")):
@@ -203,8 +222,7 @@ def cover(request: Request) -> dict[str, Any]:
     temperature = request.classifier.temperature
     luck = drawn(calibration.ids, settings.seed), drawn(found.ids, settings.seed)
     record: dict[str, Any] = {
-        "split": request.split, "data": request.source.name, "n": len(asked), "fitted_on": split, "n_fit": len(known),
-        "alpha": settings.alpha, "temperature": temperature, "seed": settings.seed, "classes": len(found.classes),
+        **_facts(request, split, known, asked), "alpha": settings.alpha, "temperature": temperature, "seed": settings.seed, "classes": len(found.classes),
     }  # fmt: skip
     for name, score in SCORES.items():
         sets = conformal(
@@ -245,6 +263,7 @@ def _conformal_text(record: Mapping[str, Any]) -> list[str]:
         f"{record['data']}, {record['split']}: {record['n']:,} images; sets that hold the true class "
         f"{100 * (1 - record['alpha']):g} % of the time",
         f"  calibrated on       {record['fitted_on']}, {record['n_fit']:,} images; temperature {record['temperature']:.3g}",
+        _alike(record),
         f"  {'':<19} {'LAC':<26}APS, drawn with seed {record['seed']}",
     ]
     both = [record[name] for name in SCORES]

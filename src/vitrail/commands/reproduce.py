@@ -71,9 +71,8 @@ def _listing(as_json: bool) -> str:
         return json.dumps({"experiments": [{"name": name, "text": text} for name, text in titles.items()]})
     room = max(map(len, titles)) + 2
     lines = [line for name, text in titles.items() for line in wrapped(text, f"{name:<{room}}", " " * room)]
-    return "\n".join(
-        [*lines, "", "One of them: vitrail reproduce NAME. Make it: vitrail reproduce NAME --model MODEL --out DIR."]
-    )
+    more = ["One of them: vitrail reproduce NAME.", "Make it:     vitrail reproduce NAME --model MODEL --out DIR"]
+    return "\n".join([*lines, "", *more])
 
 
 def _checked(

@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from vitrail.commands.features import features
 from vitrail.commands.request import Protocol, Request
 from vitrail.configuration import require
 from vitrail.data.sources import Source, open_source
 from vitrail.data.vtab import Task, tasks_in
 from vitrail.errors import DataError, UsageError
+from vitrail.evaluation.features import FeatureCache
 from vitrail.evaluation.probes import LinearProbe, LogisticProbe, Probe
 from vitrail.evaluation.vtab import summary
 from vitrail.recipes.asked import Asked
@@ -56,6 +58,16 @@ class Method(ABC):
         """top1 of the test images, its interval, n, and what was chosen."""
 
 
+@contextmanager
+def kept_features(place: Path | None) -> Iterator[FeatureCache]:
+    """A cache in OUT/eval/features, or one that goes with the task."""
+    if place is not None:
+        yield FeatureCache(place.parent / "features")
+        return
+    with TemporaryDirectory(prefix="vitrail-") as folder:
+        yield FeatureCache(Path(folder))
+
+
 @dataclass(frozen=True)
 class OfFeatures(Method):
     """A linear classifier of frozen features."""
@@ -63,7 +75,10 @@ class OfFeatures(Method):
     probe: Probe
 
     def measure(self, request: Request, task: Task) -> dict[str, Any]:
-        found = self.probe.measure(*(features(request, split) for split in ("train", "val", "test")))
+        with kept_features(request.place) as cache:
+            parts = (cache.of(request.classifier, request.pictures(split), request.source.classes, split)
+                     for split in ("train", "val", "test"))  # fmt: skip
+            found = self.probe.measure(*parts)
         return {key: found[key] for key in ("top1", "top1_interval", "n", "penalty")}
 
 

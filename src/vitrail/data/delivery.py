@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,6 +21,9 @@ from vitrail.errors import DataError, VitrailError
 
 PATIENCE = 120.0  # seconds that one picture may take
 DEATHS = 3  # of workers, without a batch in between
+WATCHED = 12  # batches that are made here before it is decided whether workers shall make the others
+WORTH = 0.2  # of a step: what making a batch must take for that; a worker has a price, in memory and in cores
+STARTING = 10.0  # seconds: nor where less than this is left to be made
 _LOOK = 5.0  # seconds between two looks at workers that are awaited
 _DEAD, _LATE = "DataLoader worker (pid", "DataLoader timed out"  # how PyTorch's messages begin
 
@@ -26,26 +32,40 @@ def training_batches(
     batches: StepBatches,
     start: int,
     stop: int,
-    workers: int,
+    workers: int | None,
     patience: float = PATIENCE,
     tell: Callable[[str], None] = lambda text: None,
+    cores: int = 1,
 ) -> Iterator[Batch]:
     """Batches of steps start..stop-1 in order. Workers prepare them ahead; their number changes nothing else.
+
+    Without a number the first batches are made here; where that takes a large part of the steps, workers make the others.
 
     A worker that is killed is replaced: a batch is a function of its step, so that another one makes the same.
 
     Args:
         patience: seconds without a picture read. Without workers it is looked at between two calls of the decoder, and
             a hanging one noticed after once to twice as long.
-        tell: is told of a worker that was killed.
+        tell: is told of a worker that was killed, and how many there are where that was not said.
+        cores: how many workers there may be where their number was not said.
 
     Raises:
         DataError: VT087, reading a picture does not end.
         VitrailError: VT088, the workers are killed again and again.
     """
-    batches.reading = torch.full((max(1, workers), 2), -1).share_memory_()
+    batches.reading = torch.full((max(1, workers or cores), 2), -1).share_memory_()
     if workers == 0:
         yield from _made_here(batches, start, stop, patience)
+        return
+    if workers is None:
+        watch = Watch()
+        for batch in watch.over(_made_here(batches, start, min(stop, start + WATCHED), patience)):
+            yield batch
+            start += 1
+        workers = watch.workers(stop - start, cores)
+        if workers:
+            tell(f"{workers} data worker{'s' * (workers > 1)}: making a batch takes {watch.share:.0%} of a step")
+        yield from training_batches(batches, start, stop, workers, patience, tell)
         return
     step, deaths = start, 0
     while step < stop:
@@ -63,6 +83,47 @@ def training_batches(
             if deaths == DEATHS:
                 raise _killed(batches, step) from error
             tell(f"a data worker was killed, perhaps for want of memory; others go on from step {step}")
+
+
+class Watch:
+    """How long batches take to be made, and to be used."""
+
+    def __init__(self) -> None:
+        self.making: list[float] = []
+        self.using: list[float] = []
+
+    def over(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            made = time.monotonic()
+            yield batch
+            self.making.append(made - start)
+            self.using.append(time.monotonic() - made)
+
+    @property
+    def share(self) -> float:
+        """Of a step, that making its batch takes."""
+        made, used = median(self.making), median(self.using)
+        return made / (made + used)
+
+    def workers(self, steps: int, cores: int) -> int:
+        return workers_for(median(self.making), median(self.using), steps, cores) if self.making else 0
+
+
+def workers_for(making: float, using: float, steps: int, cores: int) -> int:
+    """As many workers as keep up with the steps, where batches take a large part of these to make; else none.
+
+    Args:
+        making, using: seconds of a batch.
+        steps: still to come.
+        cores: workers at most.
+    """
+    if cores < 2 or making < WORTH * (making + using) or steps * making < STARTING:
+        return 0
+    return min(cores, math.ceil(making / using))
 
 
 def _made_here(batches: StepBatches, start: int, stop: int, patience: float) -> Iterator[Batch]:

@@ -75,7 +75,7 @@ class Outcome:
         return Predictions(self.ids, labels, said, probability, self.losses(), rank)
 
     def summary(self) -> dict[str, float | int | list[float]]:
-        """top1 with its 95 % Wilson interval, top5 where there are more than five classes, loss and n."""
+        """top1 with its 95 % Wilson interval, top5 where there are more than five classes, loss, n; a temperature."""
         total = len(self.ids)
         found: dict[str, float | int | list[float]] = {"n": total, "top1": self.hits(1) / max(1, total)}
         found["top1_interval"] = list(wilson_interval(self.hits(1), total))
@@ -84,6 +84,8 @@ class Outcome:
         if self.multi_label:
             found["exact"] = float((self.answers() == (self.targets > 0)).all(axis=1).mean()) if total else math.nan
         found["loss"] = float(self.losses().mean()) if total else math.nan
+        if self.temperature != 1:
+            found["temperature"] = self.temperature
         return found
 
 

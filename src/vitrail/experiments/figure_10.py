@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from vitrail.canvas import blank, png
 from vitrail.experiments.experiment import Asked, Experiment, Outcome
 from vitrail.experiments.figure_07 import positions_facts
@@ -27,9 +29,10 @@ def run(asked: Asked) -> Outcome:
         for subject, similarity in zip(asked.subjects, found, strict=True)
     ]
     titles = [f"{subject.name}\n{subject.training}".strip() for subject in asked.subjects]
-    lines = [
-        f"{subject.name}: {_neighbours(similarity)}" for subject, similarity in zip(asked.subjects, found, strict=True)
-    ]
+    lines = [f"{'cosine of position embeddings':<34}{'side by side':>14}{'one below':>14}{'corners':>14}"]
+    for subject, similarity in zip(asked.subjects, found, strict=True):
+        values = "".join(f"{value:>14.2f}" for value in _seen(similarity))
+        lines.append(f"{subject.name[-33:]:<34}{values}")
     return Outcome({**asked.facts(), "positions": facts}, lines, {"figure-10.png": png(_drawn(found, titles))})
 
 
@@ -42,19 +45,13 @@ def _drawn(found: list[PositionSimilarity], titles: list[str]) -> Any:
     return figure
 
 
-def _neighbours(similarity: PositionSimilarity) -> str:
-    """What the eye sees, in numbers: how alike neighbours are, beside places as far as the grid goes."""
+def _seen(similarity: PositionSimilarity) -> tuple[float, float, float]:
+    """What the eye sees, in numbers: the mean cosine of neighbours, in a row and in a column, and that of opposite corners."""
     tiles = similarity.tiles
     rows, cols = tiles.shape[:2]
     beside = [tiles[r, c, r, c + 1] for r in range(rows) for c in range(cols - 1)]
     below = [tiles[r, c, r + 1, c] for r in range(rows - 1) for c in range(cols)]
-    corner = tiles[0, 0, -1, -1]
-    parts = [
-        f"{name} {sum(values) / len(values):.2f}"
-        for name, values in (("side by side", beside), ("one below", below))
-        if values
-    ]
-    return f"cosine of patches {', '.join(parts)}, of opposite corners {corner:.2f}"
+    return float(np.mean(beside or [1])), float(np.mean(below or [1])), float(tiles[0, 0, -1, -1])
 
 
 EXPERIMENT = Experiment(run, models=6, looks="no", settings=None)

@@ -48,7 +48,7 @@ def _lines(found: HeadAblation) -> list[str]:
     clear = sum(effect.loss_interval[0] > 0 for effect in ranked)
     lines = [
         f"whole model: loss {found.loss:.4f}, top-1 {100 * found.top1:.1f} % of {found.images} images",
-        f"{clear} of {len(ranked)} heads are missed: without them the loss is clearly higher (95 % intervals)",
+        f"{clear} of {len(ranked)} heads are missed: without them the loss is higher (95 % CI)",
         "",
         f"{'layer':>6}{'head':>6}{'loss':>10}{'95 % CI':>20}{'top-1':>10}{'95 % CI':>18}",
     ]

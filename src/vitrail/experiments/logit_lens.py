@@ -44,11 +44,11 @@ def run(asked: Asked) -> Outcome:
         "top1_interval": [list(pair) for pair in intervals], "agreement": lens.agreement.tolist(),
         "probability": lens.probability.tolist(), "entropy": lens.entropy.tolist(),
     }  # fmt: skip
-    lines = [f"{'':<12}{'top-1':>32}{'as in the end':>15}{'its probability':>17}{'entropy':>10}"]
+    lines = [f"{'':<12}{'top-1':>31}{'as in the end':>15}{'probability':>13}{'entropy':>9}"]
     for depth, name in enumerate(lens.depths):
         right = share(lens.right[depth] / lens.images, intervals[depth])
-        values = f"{100 * lens.agreement[depth]:>13.1f} %{lens.probability[depth]:>17.3f}{lens.entropy[depth]:>10.3f}"
-        lines.append(f"{name:<12}{right:>32}{values}")
+        values = f"{100 * lens.agreement[depth]:>13.1f} %{lens.probability[depth]:>13.3f}{lens.entropy[depth]:>9.3f}"
+        lines.append(f"{name:<12}{right:>31}{values}")
     return Outcome(facts, lines, {"logit-lens.png": png(_drawn(lens, np.array(intervals), classes, subject.name))})
 
 

@@ -20,7 +20,7 @@ from vitrail.inspection.methods import METHODS
 from vitrail.inspection.opening import opened
 from vitrail.inspection.orders import Centre, Edges, Random
 from vitrail.inspection.removal import removal_for
-from vitrail.inspection.sanity import disturbed, rank_correlation, shuffled_down
+from vitrail.inspection.sanity import disturbed, rank_correlation, shuffled, shuffled_down
 from vitrail.inspection.verdicts import FEWEST, RULE, Measured, Word, judged, measured
 from vitrail.model.backbone import Backbone
 from vitrail.preprocessing import Preprocessing
@@ -31,6 +31,7 @@ Batches = Iterable[tuple[UInt8[np.ndarray, "batch channels height width"], Float
 COMPARED = 32  # images whose maps are made again, for shuffled weights, another class and small changes
 _TOGETHER = 16
 _RANDOM_ORDERS = 3  # their mean is what a random order comes to
+_SHUFFLES = 3  # of all weights; likewise
 
 
 @dataclass(frozen=True)
@@ -278,12 +279,15 @@ def _compared(
 ) -> tuple[dict[str, Measured | None], tuple[tuple[str, Measured | None], ...]]:
     """Maps made again: with shuffled weights, of another class, of images with small changes."""
     own = method.maps(subject.module, images, first).values
-    cascade = tuple(
-        (name, measured(np.abs(rank_correlation(own, method.maps(wrong, images, first).values))))
-        for name, wrong in shuffled_down(subject.module, subject.seed)
-    )
+
+    def kept_by(wrong: Backbone) -> Float[np.ndarray, " images"]:
+        return np.abs(rank_correlation(own, method.maps(wrong, images, first).values))
+
+    stages = [(name, kept_by(wrong)) for name, wrong in shuffled_down(subject.module, subject.seed)]
+    others = [kept_by(shuffled(subject.module, subject.seed + number)) for number in range(1, _SHUFFLES)]
+    cascade = tuple((name, measured(values)) for name, values in stages)
     figures = {
-        "shuffled": cascade[-1][1],
+        "shuffled": measured(np.mean([stages[-1][1], *others], axis=0)),  # one shuffle may be like the model by chance
         "classes": measured(rank_correlation(own, method.maps(subject.module, images, second).values)),
     }
     kept, alike = np.zeros(len(images)), np.zeros(len(images))

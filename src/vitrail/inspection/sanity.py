@@ -61,6 +61,12 @@ def shuffled_down(model: Backbone, seed: int = 0) -> Iterator[tuple[str, Backbon
         yield name, wrong
 
 
+def shuffled(model: Backbone, seed: int) -> Backbone:
+    """A copy with all weights shuffled."""
+    *_, (_, wrong) = shuffled_down(model, seed)
+    return wrong
+
+
 def _from_the_head(model: Backbone) -> Iterator[tuple[str, list[nn.Module]]]:
     """All weights once, in the order in which they are shuffled: the head, a quarter of the layers at a time, the stem."""
     if isinstance(model, ViT):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from vitrail.model.low_rank import merged
 from vitrail.recipes.run import AXES, Run
 from vitrail.training.loop import Parts, Trainer
 from vitrail.training.memory import Usage
+from vitrail.training.processor import reading_threads, threads
 from vitrail.training.progress import Progress
 from vitrail.training.trackers import Tracker
 
@@ -38,8 +38,8 @@ class Machine:
     """What may differ from one computer to the next. Only `threads` can change the last bits of a result on a CPU."""
 
     device: str = "auto"
-    workers: int = 0
-    threads: int = field(default_factory=lambda: torch.get_num_threads())
+    workers: int | None = None  # none: as many as the making of batches turns out to need
+    threads: int = field(default_factory=threads)
     trackers: tuple[type[Tracker], ...] = ()
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class Machine:
             raise UsageError(
                 "VT002", "--device cuda, but PyTorch finds no CUDA device", "auto or cpu", "vitrail doctor"
             )
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise UsageError("VT002", f"--workers {self.workers}", "0 or more processes")
 
     @property
@@ -76,11 +76,6 @@ def checked_pictures(source: Source, run: Run, examiner: Examiner | None = None)
     if examiner is not None:
         examiner.look = lambda split, index: checked[split][index]
     return {name: good[name if name in own else "val"] for name in source.splits}
-
-
-def reading_threads() -> int:
-    """How many pictures are decoded at the same time."""
-    return min(4, os.cpu_count() or 1)
 
 
 def initial_model(run: Run, source: Source) -> Backbone:

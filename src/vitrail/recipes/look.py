@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from vitrail.data.sources import Dataset
 from vitrail.errors import DataError
 from vitrail.images import Picture, resized
+from vitrail.training.processor import reading_threads
 
 SAMPLE = 1000
 _SIDE = 16
@@ -60,7 +60,7 @@ def look(dataset: Dataset) -> Look:
             return error
         return min(picture.shape[:2]), resized(picture, (_SIDE, _SIDE))
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(reading_threads()) as pool:
         for index, found in zip(chosen, pool.map(read, chosen.tolist()), strict=True):
             if isinstance(found, DataError):
                 problems.append(found.what)

@@ -15,12 +15,13 @@ import torch
 
 from vitrail.data.batches import Pictures, StepBatches, evaluation_size, kept_in_memory
 from vitrail.data.check import Examiner
+from vitrail.data.delivery import workers_for
 from vitrail.data.sources import Source
 from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import Outcome, outcome
 from vitrail.evaluation.baselines import SIDE, nearest_pixels, pixels
 from vitrail.model.sizes import cost
-from vitrail.recipes.assembly import Machine, checked_pictures, checkpoint_of, reading_threads, trainer_of
+from vitrail.recipes.assembly import Machine, checked_pictures, checkpoint_of, trainer_of
 from vitrail.recipes.judge import TRAIN_SAMPLE
 from vitrail.recipes.room import STATES, in_memory
 from vitrail.recipes.run import Run
@@ -31,6 +32,7 @@ from vitrail.report.plots import drawn
 from vitrail.report.story import Story
 from vitrail.training.loop import LOG_EVERY, SAVE_SECONDS
 from vitrail.training.memory import Usage, freed_kept, give_back, peak_bytes, reset_peak, resident_bytes
+from vitrail.training.processor import cores, products_a_second, reading_threads
 
 FIRST = 64  # pictures, which tell how long the others take
 READ_SECONDS, READ_UNTIL = 1.0, 3.0  # the pictures are opened and read by then, on a computer that does nothing else
@@ -199,25 +201,29 @@ class Rehearsal:
 
     def _train(self) -> None:
         """Real steps of the probe, the first two to warm up."""
-        settings, workers = self.run.training, self.machine.workers
+        settings = self.run.training
         if self.probe is not self.run:
             self._begin()
-        times: list[float] = []
         making: list[float] = []
+        using: list[float] = []
         start = time.perf_counter()
         with measured(self.usage) as training:
-            while len(times) < 4 or (len(times) < 40 and time.perf_counter() - start < STEPS_SECONDS):
+            while len(using) < 4 or (len(using) < 40 and time.perf_counter() - start < STEPS_SECONDS):
                 begun = time.perf_counter()
-                batch = self.trainer.parts.batches[len(times)]
+                batch = self.trainer.parts.batches[len(using)]
                 made = time.perf_counter()
                 self.trainer.advance(batch)
-                ended = time.perf_counter()
-                making.append((made - begun) / (ended - begun))
-                # Workers make the next batches meanwhile.
-                times.append(max(ended - made, (made - begun) / workers) if workers else ended - begun)
-        self.steps_tried, self.making = len(times) - 2, median(making[2:])
+                making.append(made - begun)
+                using.append(time.perf_counter() - made)
+        self.steps_tried = len(using) - 2
         images = settings.batch_size / self.probe.training.batch_size
-        self.step_seconds = median(times[2:]) * images * self.whole.flops / self.tried.flops
+        made, used = images * median(making[2:]), images * median(using[2:]) * self.whole.flops / self.tried.flops
+        self.making, workers = made / (made + used), self.machine.workers
+        if workers is None:
+            workers = workers_for(made, used, self.steps, cores())
+        self.step_seconds = (
+            max(used, made / workers) if workers else made + used
+        )  # workers make the next ones meanwhile
         parameters = self.whole.parameters / self.tried.parameters
         buffers = _buffers(self.trainer.parts.optimizers)
         state = 4 * self.tried.parameters + (buffers if self.probe is self.run else 0)  # the gradient and the buffers
@@ -228,7 +234,7 @@ class Rehearsal:
         held = max(0, training.peak - self.prepared.after - state)
         grown = round((4 * self.tried.parameters + buffers) * (parameters - 1) + held * (more - 1))
         self.activation_bytes = round(held * more)
-        seconds = sum(times[:2]) + self.steps * self.step_seconds
+        seconds = sum(making[:2]) + sum(using[:2]) + self.steps * self.step_seconds
         self._add("training", seconds, training.peak + grown)
         if self.machine.torch_device == "cuda":
             most = torch.cuda.max_memory_reserved()
@@ -364,17 +370,6 @@ def probe_of(run: Run, room: int | None) -> Run:
     while not fits(probe) and probe.training.batch_size > 1:
         probe = replace(probe, training=replace(probe.training, batch_size=probe.training.batch_size // 2))
     return probe
-
-
-def products_a_second(precision: str) -> float:
-    """Floating point operations of a small matrix product, halved for all that a step does besides."""
-    values = torch.ones(512, 512, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        values @ values
-        times.append(time.perf_counter() - start)
-    return 512**3 / min(times)
 
 
 def _as_many(pictures: Pictures, count: int) -> Pictures:

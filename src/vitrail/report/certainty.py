@@ -31,8 +31,8 @@ def _reliability(axis: Any, record: Mapping[str, Any]) -> None:
         heat = 1.0 if when == "before" else record["temperature"]
         axis.errorbar(said, share, [low, high], fmt=f"{marker}-", color=colour, capsize=3, markersize=5, linewidth=1.5,
                       label=f"{when}: temperature {heat:.2f}, error {error}")  # fmt: skip
-    axis.set(xlabel="stated probability", ylabel="share right", xlim=(0, 1), ylim=(0, 1), aspect="equal",
-             title="Are 80 % right of what is said with 80 %?")  # fmt: skip
+    axis.set(xlabel="stated probability", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal",
+             title="Of what is said with 80 %, are 80 % right?")  # fmt: skip
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, loc="upper left", fontsize=9)
 
@@ -73,9 +73,10 @@ def conformal_figure(record: Mapping[str, Any]) -> bytes:
     if wide:
         axis.set_xticks(range(largest + 1))
     axis.set(xlabel="classes in the set", ylabel="images [%]",
-             title=f"Sets that hold the true class of {100 * (1 - record['alpha']):g} % of the images")  # fmt: skip
+             title=f"Sets promised to hold the true class of {100 * (1 - record['alpha']):g} % of the images")  # fmt: skip
     axis.grid(axis="y", alpha=0.25)
     axis.set_axisbelow(True)
-    axis.set_ylim(0, 1.3 * max(axis.get_ylim()[1], 1e-3))
+    axis.set_ylim(0, 130)
+    axis.set_yticks(range(0, 101, 20))
     axis.legend(frameon=False, loc="upper right", fontsize=9)
     return png(figure)

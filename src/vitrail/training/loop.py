@@ -25,6 +25,7 @@ from vitrail.training.gradient import Portions
 from vitrail.training.margins import Margins
 from vitrail.training.memory import freed_kept, peak_bytes
 from vitrail.training.optimizer import set_factor
+from vitrail.training.processor import cores
 from vitrail.training.products import quick_products
 from vitrail.training.progress import Progress
 from vitrail.training.samples import save_sheet
@@ -86,7 +87,7 @@ class Parts:
     mixing: Mixing | None = None
     growth: Growth | None = None
     device: str = "cpu"
-    workers: int = 0
+    workers: int | None = 0
     max_bad_share: float = 0.05
     identity: Mapping[str, Any] = field(default_factory=dict)  # what a state must agree with
 
@@ -131,7 +132,7 @@ class Trainer:
         with _stop_requests() as stopping, self.progress, freed_kept():
             saved_at = time.monotonic()
             batches = training_batches(
-                self.parts.batches, self.step, self.total, self.parts.workers, tell=self.progress.note
+                self.parts.batches, self.step, self.total, self.parts.workers, tell=self.progress.note, cores=cores()
             )
             for batch in self._timed(batches):
                 if self.step == 0:

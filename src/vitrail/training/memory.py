@@ -149,27 +149,31 @@ def _kilobytes(path: Path, name: str) -> int | None:
 
 
 def _group_rooms() -> list[int]:
-    """Limit less use of every control group that holds this process, version 1 or 2."""
+    """Limit less use of every control group that holds this process."""
+    files = {"cgroup2": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
+    rooms = (_room(folder, *files[kind]) for kind, folder in control_groups("memory"))
+    return [room for room in rooms if room is not None]
+
+
+def control_groups(controller: str) -> Iterator[tuple[str, Path]]:
+    """The folder of every control group that holds this process, inner ones first: ("cgroup2" or the controller, folder)."""
     try:
         lines = (PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
-        return []
-    rooms = []
+        return
     for line in lines:
         _, controllers, place = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
-            root, limit, used = CGROUPS, "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            root, limit, used = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            kind, root = "cgroup2", CGROUPS
+        elif controller in controllers.split(","):
+            kind, root = controller, CGROUPS / controller
         else:
             continue
         group = root / place.lstrip("/")
         for folder in (group, *group.parents):
-            if (room := _room(folder, limit, used)) is not None:
-                rooms.append(room)
+            yield kind, folder
             if folder == root:
                 break
-    return rooms
 
 
 def _room(group: Path, limit: str, used: str) -> int | None:
