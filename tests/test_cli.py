@@ -308,12 +308,13 @@ def test_threads_do_not_turn_in_place_for_ever(vitrail_command, monkeypatch, own
     assert os.environ.pop("GOMP_SPINCOUNT") == (own or "3000")
 
 
-def test_a_reader_that_goes_away_is_no_error():
-    """As in `vitrail predict ... | head`."""
+@pytest.mark.parametrize("words", [["recipes"], ["models", "inspect", "nowhere", "--json"]])
+def test_a_reader_that_goes_away_is_no_error(words):
+    """As in `vitrail predict ... | head`, also where there is an error to tell."""
     reading, writing = os.pipe()
     os.close(reading)
-    code = "import sys; from vitrail.cli import _guarded; sys.exit(_guarded(lambda _: print('an answer') or 0, []))"
-    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE)
+    code = "import sys; from vitrail.cli import main; main(sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, *words], stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert done.returncode == 0 and done.stderr == b""
 

@@ -183,6 +183,13 @@ def test_from_scratch_small(tmp_path):
     assert full.training.epochs == round(1_200_000 / 9000) and full.model.tokenizer.patch == (4, 4)
 
 
+def test_a_reason_that_no_longer_holds_is_not_told(colour):
+    reasons = {epochs: plan_run(str(colour), Asked(settings=settings))[1].why
+               for epochs, settings in ((None, {}), (2, {"training.epochs": "2"}))}  # fmt: skip
+    assert [reason for reason in reasons[None] if reason not in reasons[2]] == [reasons[None][-1]]
+    assert " epochs: " in reasons[None][-1]
+
+
 def planned_of(data):
     return plan_run(str(data), Asked("from-scratch-small"))[1]
 

@@ -348,8 +348,12 @@ def main(arguments: list[str] | None = None) -> None:
     # PyTorch's threads turn in place until all have come, for ever: where another program has a core, a step then takes a
     # hundred times as long (docs/performance.md). Read when PyTorch is imported; a value of the user's own stays.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    # The parent may have closed the pipe (| head); the default traceback helps no one.
-    sys.exit(_guarded(_call, sys.argv[1:] if arguments is None else arguments))
+    try:
+        status = _guarded(_call, sys.argv[1:] if arguments is None else arguments)
+    except BrokenPipeError:  # the parent has closed the pipe (| head); the default traceback helps no one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
 
 
 def _call(arguments: list[str]) -> int:
@@ -371,13 +375,10 @@ def _guarded(call: Callable[[list[str]], int], arguments: list[str]) -> int:
         if "--json" in arguments:
             import json
 
-            print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+            print(json.dumps({"error": error.as_dict()}, ensure_ascii=False), flush=True)
         word = "stopped" if isinstance(error, Interrupted) else "error"
         print(f"{word}[{error.code}] {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("stopped; nothing after the last saved state is kept", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0

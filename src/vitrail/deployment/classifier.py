@@ -169,6 +169,20 @@ class Classifier:
             for source, picture in zip(chunk, pictures, strict=True):
                 yield picture if isinstance(picture, DataError) else self._prediction(source, next(scores))
 
+    def images(self, sources: Iterable[Source], batch: int = 8) -> Iterator[torch.Tensor]:
+        """Pictures as `module` reads them: normalised float32 batches, batch channels height width, on its device.
+
+        Raises:
+            DataError: a picture that cannot be read.
+        """
+        iterator = iter(sources)
+        while chunk := list(islice(iterator, batch)):
+            pictures = [self._prepared(source) for source in chunk]
+            for picture in pictures:
+                if isinstance(picture, DataError):
+                    raise picture
+            yield self._normalised(np.stack(pictures))  # type: ignore[arg-type]
+
     def _prepared(self, source: Source) -> NDArray[np.uint8] | DataError:
         try:
             return self.preprocessing(picture_of(source, self.preprocessing.channels))

@@ -70,7 +70,10 @@ def plan_run(data: str, asked: Asked = Asked()) -> tuple[Source, Run]:
     run = recipes[name](source, start, asked.image_size)
     if asked.rates:
         run = replace(run, grid=Grid(asked.rates), data=replace(run.data, everything=True))
+    epochs = run.training.epochs
     run = replace(run.changed(_weighed(asked.settings, source)), time_limit=asked.time_limit)
+    if run.training.epochs != epochs:  # the recipe's reason is one no longer
+        run = replace(run, why=tuple(reason for reason in run.why if not reason.startswith(f"{epochs:.0f} epochs:")))
     if asked.rates:  # until one is chosen
         run = run.rated(asked.rates[0])
     if run.model.head.classes != len(source.classes):
