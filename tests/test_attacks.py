@@ -146,7 +146,7 @@ def test_fgsm_on_a_linear_model_is_the_best_there_is():
     """Of a linear model with two classes in question, no image in the ball has a higher loss."""
     predictor = Linear()
     batch = shown(predictor)
-    answer = list(FGSM((4,)).answers([subject(predictor)], batch))[0]
+    answer = next(iter(FGSM((4,)).answers([subject(predictor)], batch)))
     best = answer.extra["loss"]
     for _ in range(50):
         step = LUCK.integers(-4, 5, batch.images.shape)

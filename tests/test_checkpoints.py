@@ -15,8 +15,9 @@ from official import LINEN, official, official_logits, refused, shapes_of, writt
 from oracle import layer_norm, softmax
 from vitrail.checkpoints.arrays import CheckpointError
 from vitrail.checkpoints.checkpoint import Checkpoint
-from vitrail.checkpoints.loading import read
+from vitrail.checkpoints.loading import at_size, read
 from vitrail.cli import main
+from vitrail.deployment.classifier import Classifier
 from vitrail.errors import DataError, VitrailError
 from vitrail.model.block import MLP, Block, Norm
 from vitrail.model.heads import LinearHead
@@ -160,6 +161,18 @@ def test_predict_takes_files_arrays_bytes_and_folders(tmp_path):
         assert [label for label, _ in answer.top] == [f"class {index}" for index in np.argsort(-probabilities)]
     with pytest.raises(DataError, match="expected: uint8"):
         model.predict(picture.astype(np.float32))
+
+
+def test_pictures_are_prepared_at_the_size_that_is_asked():
+    """Also where the weights were trained at it and their pictures are prepared for another, as DINOv2's are."""
+    config = ViTConfig(Size(8, 1, 2, 8), LinearPatches((8, 8)), head=LinearHead(2), image_size=(32, 32))
+    state = ViT(config).state_dict()
+    trained = Checkpoint(config, state, Preprocessing((16, 16)), ("a", "b"))
+    assert at_size(trained).preprocessing.image_size == (16, 16)
+    for size in (32, 16, 24):
+        model = Classifier(at_size(trained, (size, size)))
+        assert model.preprocessing.image_size == model.module.config.image_size == (size, size)
+        assert next(model.images([np.zeros((9, 9, 3), np.uint8)])).shape == (1, 3, size, size)
 
 
 def test_adapting_keeps_the_body_and_renews_the_head(checkpoint):

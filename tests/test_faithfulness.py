@@ -1,6 +1,7 @@
 """Deletion, insertion, SaCo, rank correlations, shuffled weights and the rule, each against a brute-force version."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -201,7 +202,7 @@ def test_in_the_end_every_weight_is_shuffled_and_the_model_is_as_it_was(config):
         names.append(name)
         moved.append({key for key, value in wrong.named_parameters() if not torch.equal(value, before[key])})
     assert names[0] == "head" and names[-1] == "stem" and len(set(names)) == len(names) >= 3
-    assert all(earlier < later for earlier, later in zip(moved, moved[1:], strict=False))  # cascading
+    assert all(earlier < later for earlier, later in pairwise(moved))  # cascading
     assert all(key.startswith(("head", "pool")) for key in moved[0])
     assert {key for key, value in before.items() if value.numel() > 1} == moved[-1]
     for key, value in wrong.named_parameters():
@@ -229,7 +230,7 @@ def figures(**changes):
     good, none = Measured(0.2, 0.1, 0.3, 50), Measured(0.0, -0.1, 0.1, 50)
     names = ("ahead of random", "deletion ahead of random", "insertion ahead of random", "ahead of centre",
              "ahead of edges", "saco", "shuffled", "classes")  # fmt: skip
-    found = {name: good for name in names} | {"stable": Measured(0.8, 0.7, 0.9, 50)}
+    found = dict.fromkeys(names, good) | {"stable": Measured(0.8, 0.7, 0.9, 50)}
     return found | {name.replace("_", " "): none if value is False else value for name, value in changes.items()}
 
 

@@ -24,7 +24,9 @@ from vitrail.model.tokenizers import ConvolutionalStem, LinearPatches
 from vitrail.model.trunks import PostActivation, PreActivation
 from vitrail.model.vit import Size, ViTConfig, build
 
-SMALL = ViTConfig(Size(8, 2, 2, 12), LinearPatches((4, 4), 1), head=LinearHead(3), image_size=(8, 12))  # 2 rows, 3 columns
+SMALL = ViTConfig(
+    Size(8, 2, 2, 12), LinearPatches((4, 4), 1), head=LinearHead(3), image_size=(8, 12)
+)  # 2 rows, 3 columns
 POOLS = {
     "class token": SMALL,
     "registers": replace(SMALL, pool=ClassToken(registers=2)),

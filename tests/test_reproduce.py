@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 
 import vitrail
-from inside import ATTENDING, FLAT, HYBRID, RESNET, images_for, stirred
+from inside import ATTENDING, FLAT, HYBRID, PLAIN, RESNET, images_for, stirred
 from vitrail.canvas import blank, png
 from vitrail.errors import DataError, UsageError
 from vitrail.experiments import figure_06, figure_07
 from vitrail.experiments.catalogue import EXPERIMENTS
 from vitrail.experiments.experiment import Album, Asked, Subject
+from vitrail.inspection.attention import attention
 from vitrail.inspection.distance import attention_distance
 from vitrail.inspection.filters import embedding_filters
 from vitrail.inspection.masks import masked
@@ -125,6 +126,22 @@ def test_a_model_without_positions_still_has_the_other_panels(tmp_path, flat, vi
     quadratic = saved(ATTENDING["quadratic"], tmp_path / "model")
     done = vitrail_command("reproduce", "figure-7", "--model", quadratic, "--data", flat, "--out", tmp_path, "--json")
     assert done.status == 0 and "NoPosition" in json.loads(done.out)["positions"]["refused"]
+
+
+def test_attention_pooling_has_a_row_of_its_own(tmp_path, flat, vitrail_command):
+    model = saved(PLAIN["attention pool"], tmp_path / "model")
+    done = vitrail_command(
+        "reproduce", "attention-heads", "--model", model, "--data", flat / "0.png", "--out", tmp_path, "--json"
+    )
+    record = json.loads(done.out)
+    assert record["layers"] == ["0", "1", "pool"] and record["query"] == "mean" and record["file"] == "0.png"
+    maps, loaded = np.array(record["maps"]), vitrail.load(model)
+    assert maps.shape == (3, 4, 3, 5)
+    images = next(loaded.images([flat / "0.png"]))
+    for layer, place in ((0, 0), ("pool", 2)):
+        for head in (1, 3):
+            expected = attention(loaded.module, images, layer, [head]).maps[0]
+            np.testing.assert_allclose(maps[place, head], expected, atol=1e-5)
 
 
 REFUSED = {

@@ -1,15 +1,14 @@
 """The trust table on models whose evidence lies at known places; a planted change changes each verdict."""
 
 import json
-import tracemalloc
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import evidence
-import vitrail
-from evidence import CLASSES
 from test_methods import RESNET, SMALL
 from test_model import stirred
 from vitrail.errors import DataError, UsageError
@@ -18,11 +17,12 @@ from vitrail.inspection.gradients import GradCAM, GradientAttention, IntegratedG
 from vitrail.inspection.methods import METHODS, RawAttention, Rollout
 from vitrail.inspection.occlusion import PixelOcclusion, TokenDrop
 from vitrail.model.heads import Features
+from vitrail.model.trunks import PreActivation
 from vitrail.model.vit import build
 
 FINDERS = (GradientAttention(), IntegratedGradients(steps=8), GradCAM(), TokenDrop(), PixelOcclusion())
 LOOKERS = (RawAttention(), Rollout())
-COUNT = 24
+COUNT = 20
 
 
 def verdicts(table):
@@ -64,7 +64,7 @@ def test_what_finds_them_is_supported_and_even_attention_is_not(honest):
         assert rows[method.name]["ahead of edges"].low > 0.2
     for method in LOOKERS:
         assert rows[method.name]["saco"].mean == 0 and rows[method.name]["classes"].mean == 1
-    assert (honest.images, honest.compared, honest.grid, honest.removal) == (24, 24, (4, 5), "tokens dropped")
+    assert (honest.images, honest.compared, honest.grid, honest.removal) == (20, 20, (4, 5), "tokens dropped")
     assert honest.top1 == 1 and honest.majority < 0.6
     assert rows["integrated-gradients"]["gap"].mean < 0.05 and "gap" not in rows["token-drop"]
 
@@ -73,23 +73,24 @@ def test_a_model_that_says_the_same_of_everything_supports_nothing(pictures):
     model = evidence.model()
     with torch.no_grad():
         model.module.head.linear.weight.zero_()
-    table = check(model, [pictures[:2]], (*FINDERS, *LOOKERS))
+    table = check(model, [pictures[:2]], (GradientAttention(), TokenDrop(), Rollout()))
     assert set(verdicts(table).values()) == {"not supported"}
     assert all("not ahead of a random one" in row.reasons[0] for row in table.rows)
 
 
 def test_an_untrained_model_supports_nothing(pictures):
     model = evidence.classifier(build(evidence.model().module.config, 0).eval())  # its head is zero, as the paper's
-    assert set(verdicts(check(model, [pictures[:2]], FINDERS)).values()) == {"not supported"}
+    assert set(verdicts(check(model, [pictures[:2]], (GradCAM(), TokenDrop()))).values()) == {"not supported"}
 
 
 def test_shuffled_labels_make_every_explanation_one_of_a_guess(honest, pictures):
     images, targets, _ = pictures
-    table = check(evidence.model(), [(images, np.roll(targets, 1, axis=1))], FINDERS)
+    table = check(evidence.model(), [(images, np.roll(targets, 1, axis=1))], (GradientAttention(), TokenDrop()))
     assert table.top1 == 0 and set(verdicts(table).values()) == {"weak"}
     assert all("most common class" in row.reasons[-1] for row in table.rows)
-    for row, before in zip(table.rows, honest.rows, strict=False):
-        assert row.figures == before.figures  # the model is as faithfully explained as ever
+    known = {row.method: row.figures for row in honest.rows}
+    for row in table.rows:
+        assert row.figures == known[row.method]  # the model is as faithfully explained as ever
 
 
 def test_attention_is_supported_until_it_is_made_even():
@@ -124,35 +125,38 @@ def test_baselines_are_measured_and_pairs_are_by_image(honest):
 def test_batches_and_their_sizes_change_nothing(honest, pictures):
     images, targets, _ = pictures
     parts = ((images[start : start + 7], targets[start : start + 7]) for start in range(0, COUNT, 7))
-    again = check(evidence.model(), parts, (*FINDERS, *LOOKERS))
-    for row, before in zip(again.rows, honest.rows, strict=True):
+    again = check(evidence.model(), parts, (GradCAM(), TokenDrop(), Rollout()))
+    known = {row.method: row for row in honest.rows}
+    for row in again.rows:
+        before = known[row.method]
         assert row.verdict == before.verdict
         for name, figure in row.figures.items():
-            assert figure.mean == pytest.approx(before.figures[name].mean, abs=1e-4), (row.method, name)
+            assert (figure is None) == (before.figures[name] is None)
+            assert figure is None or figure.mean == pytest.approx(before.figures[name].mean, abs=1e-4), (
+                row.method,
+                name,
+            )
 
 
 def test_images_come_and_go(pictures):
-    """What is kept of an image is some numbers."""
+    """Of an image some numbers are kept, and no more: its batch is gone before the next but one is read."""
     images, targets, _ = pictures
+    seen, alive = [], []
 
-    def peak(times):
-        tracemalloc.start()
-        check(evidence.model(), ((images[:10].copy(), targets[:10]) for _ in range(times)), (Rollout(),))
-        return (tracemalloc.stop(), tracemalloc)[0] if False else _stopped()
+    def batches():
+        for _ in range(8):
+            batch = images[:10].copy()
+            seen.append(weakref.ref(batch))
+            alive.append(sum(reference() is not None for reference in seen))
+            yield batch, targets[:10]
 
-    few, many = peak(5), peak(15)
-    assert many - few < 100 * (images[0].nbytes + 2000)
-
-
-def _stopped():
-    found = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return found
+    assert check(evidence.model(), batches(), (RawAttention(),)).images == 80
+    assert max(alive) <= 2 and COMPARED == 20
 
 
 def test_parts_of_a_resnet_are_painted_and_attention_is_refused():
-    model = evidence.classifier(stirred(RESNET, scale=0.1))
-    images = np.random.default_rng(0).integers(0, 256, (12, 1, 28, 28), dtype=np.uint8)
+    model = evidence.classifier(stirred(replace(RESNET, trunk=PreActivation((1,), 32), image_size=(16, 16)), scale=0.1))
+    images = np.random.default_rng(0).integers(0, 256, (12, 1, 16, 16), dtype=np.uint8)
     targets = np.eye(3, dtype=np.float32)[np.arange(12) % 3]
     table = check(model, [(images, targets)], [METHODS[name]() for name in ("attention", "grad-cam", "token-drop")])
     assert [row.method for row in table.rows] == ["grad-cam"] and table.grid == (4, 4)
@@ -162,14 +166,15 @@ def test_parts_of_a_resnet_are_painted_and_attention_is_refused():
         check(model, [(images, targets)], LOOKERS)
 
 
+TRUE = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]
 BAD = {
     "no images": ([], "VT143"),
-    "too few": ([(np.zeros((9, 1, 16, 20), np.uint8), np.eye(3, dtype=np.float32)[[0] * 9])], "VT143"),
-    "mixed sizes": ([(np.zeros((5, 1, 16, 20), np.uint8), np.eye(3)), (np.zeros((5, 1, 8, 20), np.uint8), np.eye(3))],
-                    "VT144"),
-    "not uint8": ([(np.zeros((5, 1, 16, 20), np.float32), np.eye(3))], "VT144"),
-    "a list": ([([np.zeros((1, 16, 20), np.uint8)], np.eye(3))], "VT144"),
-}  # fmt: skip
+    "too few": ([(np.zeros((5, 1, 16, 20), np.uint8), TRUE)], "VT143"),
+    "mixed sizes": ([(np.zeros((5, 1, 16, 20), np.uint8), TRUE), (np.zeros((5, 1, 8, 20), np.uint8), TRUE)], "VT144"),
+    "not uint8": ([(np.zeros((5, 1, 16, 20), np.float32), TRUE)], "VT144"),
+    "a list": ([([np.zeros((1, 16, 20), np.uint8)], TRUE)], "VT144"),
+    "targets missing": ([(np.zeros((5, 1, 16, 20), np.uint8), TRUE[:4])], "VT144"),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -181,11 +186,8 @@ def test_images_that_cannot_be_used(case):
 
 
 def test_a_model_without_classes_has_nothing_to_fall(pictures):
-    config = SMALL.__class__(**{**vars(SMALL), "head": Features()})
     with pytest.raises(UsageError) as refused:
-        check(evidence.classifier(config.build().eval()), [pictures[:2]], (Rollout(),))
+        check(evidence.classifier(replace(SMALL, head=Features()).build().eval()), [pictures[:2]], (Rollout(),))
     assert refused.value.code == "VT045"
-    assert COMPARED == 32 and len(CLASSES) == 3
     with pytest.raises(UsageError, match="cannot be read from a dict"):
         check({}, [pictures[:2]], (Rollout(),))
-    assert vitrail.explain

@@ -1,4 +1,4 @@
-"""`vitrail models`, the verbs below it, and `vitrail convert`: each parses, calls one function and prints, like those of cli.py."""
+"""`vitrail models`, the verbs below it, and `vitrail convert`: each parses, calls one function and prints, as in cli.py."""
 
 from __future__ import annotations
 

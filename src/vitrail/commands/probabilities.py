@@ -184,13 +184,13 @@ def _calibration_text(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {word:<19} {cells[0]:<26}{cells[1]}")
     before, after = record["before"], record["after"]
     lines.append(f"  {'verdict':<19} {before['verdict']:<26}{after['verdict']}")
-    lines.append(f"  {'':<19} of honest probabilities 1 in 20 samples errs by more than "
-                 f"{100 * after['chance']:.1f} %")  # fmt: skip
+    lines.append(f"  {'':<19} probabilities that are exactly right have an error up to {100 * after['chance']:.1f} %")
     area = record["coverage"]
-    gain = "" if area["gain"] is None else f", {100 * area['gain']:.0f} % of what order can win"
     lines.append(
-        f"  {'abstention':<19} AURC {area['area']:.4f} (perfect {area['best']:.4f}, none {area['even']:.4f}){gain}"
+        f"  {'abstention':<19} AURC {area['area']:.4f}; perfect {area['best']:.4f}, in any order {area['even']:.4f}"
     )
+    if area["gain"] is not None:
+        lines.append(f"  {'':<19} the surest first: {100 * area['gain']:.0f} % of what an order can win")
     lines += _threshold_lines(record["threshold"])
     lines.append(f"  {'stored':<19} {record['stored'] or 'no: --set store=true keeps the temperature with the model'}")
     return lines
@@ -222,7 +222,8 @@ def cover(request: Request) -> dict[str, Any]:
     temperature = request.classifier.temperature
     luck = drawn(calibration.ids, settings.seed), drawn(found.ids, settings.seed)
     record: dict[str, Any] = {
-        **_facts(request, split, known, asked), "alpha": settings.alpha, "temperature": temperature, "seed": settings.seed, "classes": len(found.classes),
+        **_facts(request, split, known, asked), "alpha": settings.alpha, "temperature": temperature,
+        "seed": settings.seed, "classes": len(found.classes),
     }  # fmt: skip
     for name, score in SCORES.items():
         sets = conformal(

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from vitrail import configuration
-from vitrail.commands import features, probabilities, robustness, testsets, vtab
+from vitrail.commands import features, fine_tuning, probabilities, robustness, testsets, vtab
 from vitrail.commands.request import Protocol, Request
 from vitrail.errors import UsageError, nearest
 from vitrail.files import explained, write_json
 
 # A new protocol: a module of commands/ with a dict of its own, named here.
 PROTOCOLS: dict[str, Protocol] = {
-    **features.PROTOCOLS, **probabilities.PROTOCOLS, **robustness.PROTOCOLS, **testsets.PROTOCOLS,
+    **features.PROTOCOLS, **fine_tuning.PROTOCOLS, **probabilities.PROTOCOLS, **robustness.PROTOCOLS, **testsets.PROTOCOLS,
     **vtab.PROTOCOLS,
 }  # fmt: skip
 

@@ -203,7 +203,7 @@ def text(record: Mapping[str, Any]) -> list[str]:
     heads = "".join(f"{name[:11]:>12}" for name in names)
     lines += [
         "",
-        f"mean over the points of each curve, in %{'':<3}{heads}" + ("   ahead, behind" if len(names) > 1 else ""),
+        f"{'mean over the points, in %':<40}{heads}" + ("   ahead, behind" if len(names) > 1 else ""),
     ]
     group = ""
     for curve in record["curves"]:
@@ -220,11 +220,11 @@ def text(record: Mapping[str, Any]) -> list[str]:
 
 def _published_text(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each experiment; the rows themselves are in the record and in published.csv."""
-    lines = [f"{'beside the published numbers':<42}same  shape only  differs  not measured"]
+    lines = [f"{'beside the published numbers':<40}same  shape only  differs  not measured"]
     for experiment in dict.fromkeys(row["experiment"] for row in rows):
         found = [row["verdict"] for row in rows if row["experiment"] == experiment]
         counts = [found.count(word) for word in (SAME, SHAPE_ONLY, DIFFERS, NOT_MEASURED)]
-        lines.append(f"  {experiment[:39]:<40}{counts[0]:>4}{counts[1]:>12}{counts[2]:>9}{counts[3]:>14}")
+        lines.append(f"  {experiment[:37]:<38}{counts[0]:>4}{counts[1]:>12}{counts[2]:>9}{counts[3]:>14}")
     unsure = sum(row["unsure"] for row in rows)
     return [*lines, f"  {unsure} rows are marked unsure and can never be the same"]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vitrail.data.order import draws, id_words
 from vitrail.data.sources import Dataset, Source
 from vitrail.data.tables import csv_text
-from vitrail.errors import DataError
+from vitrail.errors import DataError, VitrailError
 from vitrail.files import new_folder, write_json, write_text
 from vitrail.images import Picture, resized, to_pillow
 
@@ -87,10 +87,11 @@ def write_stylised(
         Pictures written per split, and `left out`, those that could not be read or have no other class beside them.
 
     Raises:
-        DataError: VT125, OUT exists; VT126, nothing could be written.
+        VitrailError: VT064, OUT exists.
+        DataError: VT122, no picture has one of another class beside it.
     """
     if out.exists():
-        raise DataError("VT125", f"{out} exists", "a new folder", "another --out; nothing was overwritten")
+        raise VitrailError("VT064", f"{out} exists", "a new folder", "another --out; nothing was overwritten")
     rows: list[tuple[str, str, str]] = []
     counts: dict[str, int] = {}
     left_out = 0
@@ -102,7 +103,7 @@ def write_stylised(
             for place, other in enumerate(partners(split, seed)):
                 try:
                     if other < 0:
-                        raise DataError("VT126", f"{split.ids[place]}: every picture of {name} shares a class with it")
+                        raise DataError("VT122", f"{split.ids[place]}: every picture of {name} shares a class with it")
                     made = stylised(split.read(place, 3), split.read(int(other), 3))
                 except DataError:
                     left_out += 1
@@ -117,7 +118,7 @@ def write_stylised(
                 counts[name] += 1
         if not rows:
             raise DataError(
-                "VT126", f"no picture of {source.name} could be style-randomised", "pictures of two classes"
+                "VT122", f"no picture of {source.name} could be style-randomised", "pictures of two classes"
             )
         write_text(folder / "split.csv", csv_text(rows))
         write_json(folder / "stylised.json", {"source": source.name, "seed": seed, "method": METHOD, "counts": counts})

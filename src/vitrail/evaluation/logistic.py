@@ -54,7 +54,8 @@ class Regression:
             start: the weights of a like penalty; zeros by default.
         """
         shape = self.features.dim + 1, len(self.features.classes)
-        weights = np.zeros(shape, dtype=np.float32) if start is None else start
+        # What all classes have in common changes no probability and costs: the gradient has no part along it.
+        weights = np.zeros(shape, np.float32) if start is None else start - start.mean(axis=1, keepdims=True)
         loss, gradient, curvature = self._looked(weights, penalty)
         pairs: list[tuple[Weights, Weights, float]] = []
         inverse = self._inverse(curvature, penalty)

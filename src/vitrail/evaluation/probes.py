@@ -87,7 +87,7 @@ class Probe(Frozen):
 class LinearProbe(Probe):
     """Least squares to {-1, 1}, in closed form: the images are gone through once for all penalties."""
 
-    penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
+    penalties: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 
     def tried(self, train: Features) -> Iterator[tuple[float, Linear]]:
         moments = Moments.of(train)

@@ -57,7 +57,8 @@ def run(asked: Asked) -> Outcome:
     checked("attention", maps)
     spread = np.exp(-(maps * np.log(np.maximum(maps, 1e-30))).sum(axis=(2, 3)))
     facts = {
-        **asked.facts(), "file": asked.pictures.names[place], "query": query, "layers": names, "maps": maps.tolist(),
+        **asked.facts(), "file": asked.pictures.names[place], "query": query, "layers": names,
+        "maps": maps.astype(float).round(7).tolist(),
         "spread": spread.tolist(),
     }  # fmt: skip
     lines = [

@@ -1,7 +1,7 @@
 """Figure 7: embedding filters, similarity of position embeddings, and how far each head looks.
 
 Command    vitrail reproduce figure-7 --model MODEL --data FOLDER --out DIR
-Cost       one forward pass a picture with its attention: 128 pictures take 40 s for ViT-S at 224 px on two cores.
+Cost       one forward pass a picture, with the attention of its layers.
 Paper      ViT-L/32 (left, centre) and ViT-L/16 (right), 128 images of 224 px. The filters look like a basis of fine
            structure in a patch; a place is most like its neighbours and like its row and column; in the lowest layers
            some heads look near and some far, in the highest all look far.
@@ -73,7 +73,11 @@ def titled(name: str, form: Form) -> str:
 
 
 def filters_facts(filters: Filters) -> dict[str, Any]:
-    return {"of": filters.of, "explained": filters.explained.tolist(), "components": filters.components.tolist()}
+    return {
+        "of": filters.of,
+        "explained": filters.explained.tolist(),
+        "components": filters.components.round(6).tolist(),
+    }
 
 
 def filters_lines(filters: Filters) -> list[str]:

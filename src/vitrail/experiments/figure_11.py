@@ -1,7 +1,7 @@
 """Figure 11: how far each head looks, in a ViT and in a hybrid.
 
 Command    vitrail reproduce figure-11 --model VIT --model HYBRID --data FOLDER --out DIR
-Cost       one forward pass a picture and model, with its attention.
+Cost       one forward pass a picture and model, with the attention of its layers.
 Paper      ViT-L/16 and R50x1+ViT-L/16, 128 images of 224 px: the ViT has heads that look near in its lowest layers; in the
            hybrid they are fewer, as its convolutions have looked near already.
 Expect     The same direction between models trained alike on the same data.

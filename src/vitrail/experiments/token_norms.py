@@ -81,7 +81,11 @@ def _drawn(norms: TokenNorms, name: str) -> Any:
     left.grid(alpha=0.3)
     left.legend(fontsize="small")
     places = norms.places / norms.images
-    drawn = right.imshow(places, cmap="viridis", vmin=0, vmax=places.max() or 1, interpolation="nearest")
+    if not places.any():
+        right.set_axis_off()
+        right.text(0.5, 0.5, "No patch stands out\nafter the last layer.", ha="center", va="center")
+        return figure
+    drawn = right.imshow(places, cmap="viridis", vmin=0, interpolation="nearest")
     right.set(
         title=f"Stand out after the last layer:\n{100 * norms.outliers[-1]:.2f} % of the patches", xticks=[], yticks=[]
     )

@@ -28,7 +28,7 @@ from vitrail.statistics import wilson_interval
 
 Batches = Iterable[tuple[UInt8[np.ndarray, "batch channels height width"], Float[np.ndarray, "batch classes"]]]
 
-COMPARED = 32  # images whose maps are made again, for shuffled weights, another class and small changes
+COMPARED = 20  # images whose maps are made again, for shuffled weights, another class and small changes
 _TOGETHER = 16
 _RANDOM_ORDERS = 3  # their mean is what a random order comes to
 _SHUFFLES = 3  # of all weights; likewise
@@ -166,6 +166,8 @@ def _small(batches: Batches, preprocessing: Preprocessing) -> Iterator[tuple[np.
             shape, kind = getattr(images, "shape", "none"), getattr(images, "dtype", type(images).__name__)
             raise DataError("VT144", f"images of shape {shape}, {kind}", f"uint8, batch and {expected}, all of one size",
                             "model.preprocessing brings pictures of any size to the model's")  # fmt: skip
+        if len(targets) != len(images):
+            raise DataError("VT144", f"{len(images)} images with {len(targets)} targets", "a row of targets an image")
         for start in range(0, len(images), _TOGETHER):
             yield images[start : start + _TOGETHER], targets[start : start + _TOGETHER]
 

@@ -70,9 +70,12 @@ def faithfulness(asked: Asked, maps: Float[np.ndarray, "batch rows cols"], seed:
     order = order_of(maps, asked.images, seed)
     count = order.shape[1]
     numbers = [min(max(1, round(share * count)), count - 1) for share in SHARES]
-    # Variants that keep as many parts run together.
-    falls = np.concatenate([asked.probabilities(order[:, None, number:]) for number in numbers], axis=1)
-    returns = np.concatenate([asked.probabilities(order[:, None, :number]) for number in numbers], axis=1)
+    variants = [order[:, number:] for number in numbers] + [order[:, :number] for number in numbers]
+    found = np.empty((len(order), len(variants)))
+    for kept in {variant.shape[1] for variant in variants}:  # those that keep as many parts run together
+        places = [place for place, variant in enumerate(variants) if variant.shape[1] == kept]
+        found[:, places] = asked.probabilities(np.stack([variants[place] for place in places], axis=1))
+    falls, returns = np.split(found, 2, axis=1)
     return Faithfulness(falls.mean(axis=1), returns.mean(axis=1), saco(asked, maps, order), falls, returns)
 
 
@@ -88,12 +91,10 @@ def saco(
     """
     flat = rearrange(maps, "b r k -> b (r k)")
     groups = equal_groups(order.shape[1])
-    whole = asked.probabilities(order[:, None])[:, 0]
-    means, costs = [], []
-    for group in groups:
-        means.append(np.take_along_axis(flat, order[:, group], axis=1).mean(axis=1))
-        costs.append(whole - asked.probabilities(np.delete(order, group, axis=1)[:, None])[:, 0])
-    return coefficient(np.stack(means, axis=1), np.stack(costs, axis=1))
+    whole = asked.probabilities(order[:, None])
+    left = asked.probabilities(np.stack([np.delete(order, group, axis=1) for group in groups], axis=1))
+    means = [np.take_along_axis(flat, order[:, group], axis=1).mean(axis=1) for group in groups]
+    return coefficient(np.stack(means, axis=1), whole - left)
 
 
 def equal_groups(count: int) -> list[Int[np.ndarray, " size"]]:

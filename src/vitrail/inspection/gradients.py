@@ -86,8 +86,8 @@ class IntegratedGradients(Method):
         steps, most: nodes of the integral at first, and at last.
     """
 
-    steps: int = 32
-    most: int = 256
+    steps: int = 16
+    most: int = 64
     name: ClassVar[str] = "integrated-gradients"
     needs: ClassVar[tuple[Need, ...]] = ("gradients", "class")
     signed: ClassVar[bool] = True
