@@ -10,11 +10,16 @@ import torch
 import inside
 import oracle
 from inside import ATTENDING, FLAT, HYBRID, MIXER, PLAIN, RESNET, WITHOUT_CLASSES, classes_for, depths, several, stirred
+from samples import CASES, HELD
 from vitrail.errors import DataError, UsageError, VitrailError
+from vitrail.inspection.cka import cka
+from vitrail.inspection.distance import attention_distance
 from vitrail.inspection.filters import embedding_filters
+from vitrail.inspection.heads import head_ablation
 from vitrail.inspection.lens import lens_logits, logit_lens
 from vitrail.inspection.norms import stand_out, token_norms
 from vitrail.inspection.positions import position_similarity
+from vitrail.inspection.rollout import rollout_maps
 from vitrail.model.pools import ClassToken
 from vitrail.model.positions import (
     Both,
@@ -30,6 +35,7 @@ from vitrail.model.positions import (
 from vitrail.model.resnet import ResNetConfig
 from vitrail.model.tokenizers import LinearPatches
 from vitrail.model.trunks import PostActivation
+from vitrail.model.vit import ViT
 
 
 def cosines(table, grid):
@@ -278,3 +284,30 @@ def test_damaged_weights_and_empty_sets_are_told():
         with pytest.raises(VitrailError, match="not finite") as caught:
             look(model)
         assert caught.value.code == "VT132"
+
+
+@pytest.mark.parametrize(("family", "case"), CASES)
+def test_every_model_that_a_format_holds_can_be_looked_into(family, case):
+    """Whatever loads is answered, or refused with the reason: BEiT, BiT, CLIP, DeiT, DINO, MAE, Mixers, SigLIP ..."""
+    config = HELD[family][case]
+    model, images = stirred(config, scale=0.1), several(config, 4)
+    labelled = [(images[0], torch.zeros(4))]
+    attends, classes = config.attends, bool(config.head.classes)
+    adds = isinstance(model, ViT) and model.position.rows(config.grid) is not None
+    looks = {
+        "VT041": [(lambda: attention_distance(model, images).paper, attends), (lambda: rollout_maps(model, images[0]), attends)],
+        "VT130": [(lambda: position_similarity(model).tiles, adds), (lambda: embedding_filters(model).explained, True)],
+        "VT133": [
+            (lambda: logit_lens(model, labelled).entropy, classes and isinstance(model, ViT)),
+            (lambda: [effect.loss for effect in head_ablation(model, labelled).effects], classes and attends),
+        ],
+        None: [(lambda: token_norms(model, images).patches, True), (lambda: cka(model, images).values, True)],
+    }  # fmt: skip
+    for code, asked in looks.items():
+        for look, answers in asked:
+            if answers:
+                assert np.isfinite(look()).all()
+            else:
+                with pytest.raises(UsageError) as caught:
+                    look()
+                assert caught.value.code in (code, "VT041") and caught.value.what

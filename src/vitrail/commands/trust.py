@@ -65,7 +65,7 @@ def run_check(
         raise UsageError("VT002", f"--out {readable_name(out)}", "a name that ends in .png, .md or .json")
     if sample.images < FEWEST:
         raise UsageError(
-            "VT143", f"--images {sample.images}", f"{FEWEST} or more: an interval of fewer would be a guess"
+            "VT002", f"--images {sample.images}", f"{FEWEST} or more: an interval of fewer would be a guess"
         )
     classifier = load(model, image_size, Machine(device).torch_device, family)
     table = check(classifier, _batches(model, classifier, sample), chosen, sample.seed, _say)

@@ -21,6 +21,7 @@ from vitrail.inspection.methods import METHODS, RawAttention, Rollout, method_na
 from vitrail.inspection.opening import opened
 from vitrail.inspection.overlay import Box, patch_box
 from vitrail.inspection.rollout import rollout
+from vitrail.model.backbone import Backbone
 from vitrail.model.vit import ViT
 
 _TOP = 5
@@ -146,7 +147,7 @@ def explain(
         method=chosen.name, map=shares, prefix_share=0.0, prefix="", layer=None, heads=None, query=None, box=box,
         class_specific=True, target=classes[index] if index < len(classes) else str(index), values=found.values[0],
         gap=gap, definition=chosen.definition, tells=chosen.tells,
-        caveats=(*chosen.caveats, *_of_numbers(found.values[0], shares, gap, index == best)),
+        caveats=(*chosen.caveats, *_of_hybrids(module, chosen), *_of_numbers(found.values[0], shares, gap, index == best)),
     )  # fmt: skip
 
 
@@ -198,6 +199,11 @@ def _chosen(
         raise UsageError("VT141", f"{chosen.name} is the same for every class: it cannot explain {str(target)[:80]!r}",
                          "a method that asks for a class", f"one of {others}")  # fmt: skip
     return chosen
+
+
+def _of_hybrids(module: Backbone, method: Method) -> Iterator[str]:
+    if "tokens" in method.needs and hasattr(getattr(module, "tokenizer", None), "trunk"):
+        yield "The trunk showed a patch's pixels to its neighbours' tokens too, and those stay."
 
 
 def _of_numbers(

@@ -29,7 +29,6 @@ class TokenDrop(Method):
     tells: ClassVar[str] = "by how much the class's logit falls when this one patch is left out"
     caveats: ClassVar[tuple[str, ...]] = (
         "One patch at a time: of two that say the same neither is missed, and of a pair needed together both are.",
-        "In a hybrid the neighbours' tokens have seen the dropped patch's pixels.",
     )
 
     def _maps(self, model: Backbone, images: Tensor, classes: Tensor) -> Maps:

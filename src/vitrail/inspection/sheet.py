@@ -13,7 +13,7 @@ from vitrail.inspection.figure import at_panel_size, outline, write
 from vitrail.inspection.overlay import Box, overlay
 
 PANEL, ACROSS = 300, 4
-_MARGIN, _GAP, _HEAD, _FOOT = 28, 20, 30, 24
+_MARGIN, _GAP, _HEAD, _FOOT = 28, 20, 30, 36
 _INK, _SOFT, _EDGE = "#1a1a1a", "#595959", "#c8c8c8"
 
 

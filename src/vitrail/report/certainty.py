@@ -34,7 +34,7 @@ def _reliability(axis: Any, record: Mapping[str, Any]) -> None:
     axis.set(xlabel="stated probability", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal",
              title="Of what is said with 80 %, are 80 % right?")  # fmt: skip
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False, loc="upper left", fontsize=9)
+    axis.legend(frameon=False, loc="lower right", fontsize=9)
 
 
 def _coverage(axis: Any, record: Mapping[str, Any]) -> None:
@@ -76,7 +76,8 @@ def conformal_figure(record: Mapping[str, Any]) -> bytes:
              title=f"Sets promised to hold the true class of {100 * (1 - record['alpha']):g} % of the images")  # fmt: skip
     axis.grid(axis="y", alpha=0.25)
     axis.set_axisbelow(True)
-    axis.set_ylim(0, 130)
-    axis.set_yticks(range(0, 101, 20))
+    top = 1.35 * max(axis.get_ylim()[1] / 1.05, 1e-3)  # room for the words
+    axis.set_yticks([tick for tick in axis.get_yticks() if tick <= 100])
+    axis.set_ylim(0, top)
     axis.legend(frameon=False, loc="upper right", fontsize=9)
     return png(figure)
