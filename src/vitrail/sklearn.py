@@ -27,7 +27,7 @@ from vitrail.errors import UsageError
 from vitrail.evaluation.features import Features
 from vitrail.evaluation.frozen import count_classes
 from vitrail.evaluation.least_squares import Linear
-from vitrail.evaluation.probes import LinearProbe, LogisticProbe, Probe
+from vitrail.evaluation.probes import LinearProbe, LogisticProbe
 from vitrail.images import Picture, picture_of
 from vitrail.model.tokenizers import LinearPatches
 from vitrail.model.vit import Size, ViTConfig, build
@@ -47,12 +47,12 @@ except ImportError:
     ) from None  # fmt: skip
 
 Method = Literal["logistic", "linear", "fine-tuning"]
-PROBES: dict[str, Probe] = {"logistic": LogisticProbe(), "linear": LinearProbe()}
+PROBES: dict[str, type[LogisticProbe | LinearProbe]] = {"logistic": LogisticProbe, "linear": LinearProbe}
 UNCHOSEN = 0.01  # the penalty where there are too few images to choose one by
 _SIDE = 8  # pixels of the model that stands in where none is given
 
 
-class _Pictured(BaseEstimator):  # type: ignore[misc]
+class _Pictured(BaseEstimator):
     """What both estimators do with X: pictures, and their features."""
 
     def _begun(self, X: Any, y: Any = None) -> Any:
@@ -96,7 +96,7 @@ class _Pictured(BaseEstimator):  # type: ignore[misc]
         return np.concatenate(found)
 
 
-class ViTEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Pictured):  # type: ignore[misc]
+class ViTEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Pictured):
     """Pictures to the features that a model's last layer reads, float32 images features.
 
     Args:
@@ -126,7 +126,7 @@ class ViTEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Pictured):
         return tags
 
 
-class ViTClassifier(ClassifierMixin, _Pictured):  # type: ignore[misc]
+class ViTClassifier(ClassifierMixin, _Pictured):
     """Classes from a probe on frozen features, or from a fine-tuned model.
 
     Args:
@@ -159,7 +159,7 @@ class ViTClassifier(ClassifierMixin, _Pictured):  # type: ignore[misc]
         checked = self._begun(X, y)
         labels = column_or_1d(y if checked is None else checked, warn=True)
         check_classification_targets(labels)
-        if len(labels) != len(X):
+        if not self.rows_ and len(labels) != len(X):
             raise ValueError(f"{len(X)} pictures and {len(labels)} labels; one label per picture expected")
         self.classes_, places = np.unique(labels, return_inverse=True)
         if self.method == "fine-tuning":
@@ -187,7 +187,8 @@ class ViTClassifier(ClassifierMixin, _Pictured):  # type: ignore[misc]
     def _scores(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self, "classes_")
         if self.method != "fine-tuning":
-            return self.linear_.scores(self._features(X)).astype(np.float64)
+            linear = self.linear_  # in float64, so that no score hangs on how many are asked for
+            return (self._features(X).astype(np.float64) - linear.centre) @ linear.weights + linear.bias
         found, seen, size = [], self._seen(X), evaluation_size(self.model_.preprocessing)
         for start in range(0, len(seen), size):
             images = [self.model_.preprocessing(_picture(one, self.model_)) for one in seen[start : start + size]]
@@ -195,11 +196,11 @@ class ViTClassifier(ClassifierMixin, _Pictured):  # type: ignore[misc]
         return np.concatenate(found).astype(np.float64)
 
     def _probed(self, features: Features) -> Linear:
-        probe = type(PROBES[self.method])(seed=self.random_state)
+        probe = PROBES[self.method](seed=self.random_state)
         counts = count_classes(features.labels, features.classes)
         if probe.obstacle(counts) is None and len(counts) > 1:
             return probe.chosen(features, None)[0]
-        single = type(probe)(penalties=(UNCHOSEN,))
+        single = PROBES[self.method](penalties=(UNCHOSEN,))
         return next(linear for _, linear in single.tried(features))
 
     def _tuned(self, X: Any, places: NDArray[np.int64]) -> Classifier:

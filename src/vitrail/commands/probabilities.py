@@ -98,7 +98,7 @@ def calibrate(request: Request) -> dict[str, Any]:
     temperature = fit_temperature(known)
     before = quality(asked, 1.0, settings.draws, settings.seed)
     after = quality(asked, temperature, settings.draws, settings.seed)
-    curve = risk_coverage(*_surest(asked, temperature))
+    curve = risk_coverage(*asked.surest(temperature))
     record: dict[str, Any] = {
         **_facts(request, split, known, asked), "temperature": temperature, "before": _quality(before), "after": _quality(after),
         "change": {name: list(pair) for name, pair in change(asked, temperature, settings.draws, settings.seed).items()},
@@ -114,13 +114,6 @@ def calibrate(request: Request) -> dict[str, Any]:
         write_json(stored, {"temperature": temperature, **facts})
         record["stored"] = str(stored)
     return record
-
-
-def _surest(answers: Classified, temperature: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The largest probability of each image, and whether its class is the true one."""
-    probabilities = answers.probabilities(temperature)
-    best = probabilities.argmax(axis=1)
-    return probabilities[np.arange(len(answers)), best], best == answers.labels
 
 
 def _facts(request: Request, split: str, known: Classified, asked: Classified) -> dict[str, Any]:
@@ -157,10 +150,10 @@ def _threshold(
     known: Classified, asked: Classified, temperature: float, settings: Calibrating
 ) -> dict[str, Any] | None:
     """Chosen on val, with what came of it on the split."""
-    found = threshold(*_surest(known, temperature), settings.risk, settings.doubt)
+    found = threshold(*known.surest(temperature), settings.risk, settings.doubt)
     if found is None:
         return None
-    confidence, hit = _surest(asked, temperature)
+    confidence, hit = asked.surest(temperature)
     given = confidence > found.confidence
     count, errors = int(given.sum()), int((~hit[given]).sum())
     measured = {"answered": count / len(hit), "risk": errors / count if count else None,

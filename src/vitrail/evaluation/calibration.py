@@ -91,9 +91,12 @@ def _binned(difference: NDArray[np.float64], places: NDArray[np.int64], bins: in
 
 def brier(answers: Classified, temperature: float = 1.0) -> NDArray[np.float64]:
     """Sum over the classes of (probability - truth) squared, per image: 0 to 2 (Brier 1950)."""
-    probabilities = answers.probabilities(temperature)
-    true = probabilities[np.arange(len(answers)), answers.labels]
-    return (probabilities**2).sum(axis=1) - 2 * true + 1
+    found = []
+    for part in answers.parts():
+        probabilities = part.probabilities(temperature)
+        true = probabilities[np.arange(len(part)), part.labels]
+        found.append((probabilities**2).sum(axis=1) - 2 * true + 1)
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,7 @@ def quality(answers: Classified, temperature: float = 1.0, draws: int = DRAWS, s
     Args:
         draws: resamples of the images; seed: of these.
     """
-    probabilities = answers.probabilities(temperature)
-    best = probabilities.argmax(axis=1)
-    confidence, hit = probabilities[np.arange(len(answers)), best], best == answers.labels
+    confidence, hit = answers.surest(temperature)
     measured = _Measures(confidence, hit, brier(answers, temperature), answers.losses(temperature))
     random = np.random.default_rng(seed)
     samples = [measured.of(random.integers(0, len(answers), len(answers))) for _ in range(draws)]

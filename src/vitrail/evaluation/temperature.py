@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,29 +25,44 @@ class Classified:
     """Logits with one true class each.
 
     Attributes:
-        logits: images classes, float64; labels: images.
+        logits: images classes; labels: images. Whatever is computed from them is float64.
     """
 
-    logits: NDArray[np.float64]
+    logits: NDArray[np.floating]
     labels: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> Classified:
+    def subset(self, chosen: slice | NDArray[np.int64]) -> Classified:
         return Classified(self.logits[chosen], self.labels[chosen])
 
     def probabilities(self, temperature: float = 1.0) -> NDArray[np.float64]:
         """Softmax of the logits divided by the temperature; images classes."""
-        values = self.logits / temperature
+        values = self.logits.astype(np.float64) / temperature
         powers = np.exp(values - values.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 
+    def parts(self) -> Iterator[Classified]:
+        """The same images, some MB of logits at a time, so that memory does not grow with their number."""
+        rows = max(1, _ROWS // self.logits.shape[1])
+        for start in range(0, len(self), rows):
+            yield self.subset(slice(start, start + rows))
+
     def losses(self, temperature: float = 1.0) -> NDArray[np.float64]:
         """Cross-entropy per image."""
-        values = self.logits / temperature
-        values = values - values.max(axis=1, keepdims=True)
+        return np.concatenate([part._losses(temperature) for part in self.parts()])
+
+    def _losses(self, temperature: float) -> NDArray[np.float64]:
+        values = self.logits.astype(np.float64) / temperature
+        values -= values.max(axis=1, keepdims=True)
         return np.log(np.exp(values).sum(axis=1)) - values[np.arange(len(self)), self.labels]
+
+    def surest(self, temperature: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The largest probability of each image, and whether its class is the true one."""
+        best = self.logits.argmax(axis=1)
+        largest = [part.probabilities(temperature).max(axis=1) for part in self.parts()]
+        return np.concatenate(largest), best == self.labels
 
 
 def classified(found: Outcome, split: str) -> Classified:
@@ -68,7 +84,7 @@ def classified(found: Outcome, split: str) -> Classified:
     )  # fmt: skip
     if reason:
         raise DataError("VT110", reason, "finite logits of two classes or more, and one true class an image")
-    return Classified(found.logits.astype(np.float64), found.targets.argmax(axis=1).astype(np.int64))
+    return Classified(found.logits, found.targets.argmax(axis=1).astype(np.int64))
 
 
 def fit_temperature(answers: Classified) -> float:
@@ -106,12 +122,11 @@ def fit_temperature(answers: Classified) -> float:
 
 def _slope(answers: Classified, inverse: float) -> tuple[float, float]:
     """First and second derivative of the mean loss by the inverse temperature."""
-    rows = max(1, _ROWS // answers.logits.shape[1])
     first = second = 0.0
-    for start in range(0, len(answers), rows):
-        part = answers.subset(np.arange(start, min(start + rows, len(answers))))
+    for part in answers.parts():
         # Shifted by the true class's own logit, which changes neither and keeps digits.
-        values = part.logits - part.logits[np.arange(len(part)), part.labels][:, None]
+        logits = part.logits.astype(np.float64)
+        values = logits - logits[np.arange(len(part)), part.labels][:, None]
         chance = part.probabilities(1 / inverse)
         mean = (chance * values).sum(axis=1)
         first += float(mean.sum())
