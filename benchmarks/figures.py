@@ -3,8 +3,8 @@
     python benchmarks/figures.py --weights ../shared/weights/dinov2-vits14 --runs runs --out docs/gallery
 
 `--weights` is a trained ViT without classes, looked at with the photographs that scikit-image brings; `--runs` is a folder with
-runs on Fashion-MNIST, of a ViT (`vit`), a hybrid (`hybrid`) and a ResNet (`resnet`); what is not there is left out. Every
-drawing is saved with 256 colours, which is a third of its size.
+runs on Fashion-MNIST, of a ViT (`vit`), a hybrid (`hybrid`) and a ResNet (`resnet`); what is not there is left out. What is
+larger than 150 KB is saved with 256 colours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import skimage.data
 from PIL import Image
 
-NARROW = 1040  # pixels of a sheet of photographs
+LARGEST, NARROW = 150_000, 1040  # bytes of a drawing that stays as it is; pixels of a sheet of photographs
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "clock", "coffee", "coins", "hubble_deep_field", "rocket")
 
 
@@ -80,13 +80,19 @@ def main() -> None:
 
 
 def compact(drawn: Image.Image, photographs: bool) -> bytes:
-    """A PNG of 256 colours; a sheet of colour photographs is made smaller, and its colours are mixed of dots."""
+    """A PNG; a large one of 256 colours, and a sheet of photographs smaller too, its colours mixed of dots."""
     if photographs and drawn.width > NARROW:
         drawn = drawn.resize((NARROW, round(drawn.height * NARROW / drawn.width)), Image.Resampling.LANCZOS)
+    whole = _file(drawn)
+    if len(whole) <= LARGEST:
+        return whole
     palette = drawn.quantize(256)
-    mixed = drawn.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) if photographs else palette
+    return _file(drawn.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) if photographs else palette)
+
+
+def _file(picture: Image.Image) -> bytes:
     content = BytesIO()
-    mixed.save(content, "PNG", optimize=True)
+    picture.save(content, "PNG", optimize=True)
     return content.getvalue()
 
 

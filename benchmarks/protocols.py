@@ -122,7 +122,7 @@ def probes(train: Features, held: Features, test: Features, penalties: tuple[flo
 
 def losses(train: Features, inputs: np.ndarray, penalty: float) -> None:
     """How near both come to the minimum of one penalty, in float64 by many passes."""
-    regression, finer = Regression(train), Regression(train, tolerance=1e-9)
+    regression, finer = Regression(train), Regression(train, tolerance=1e-7)
     theirs = LogisticRegression(C=1 / (penalty * len(train)), max_iter=1000).fit(inputs, train.labels)
     found = {
         "minimum": finer.minimum(penalty), "ours": regression.minimum(penalty),

@@ -6,8 +6,8 @@
     python benchmarks/transfer.py clipart.csv --weights small.npz --image-size 64 96x128 --recipe paper-fine-tuning
 
 `clipart`, in the place of the CSV, is folders.py's: the ten largest named categories of openclipart-png, divided so.
-All see whole pictures, stretched to the size. Neighbours: cosine of the frozen features (what `model.represent` gives),
-k chosen on the validation split. Linear probe: logistic regression on them, its penalty chosen there too. Fine-tuning:
+All see whole pictures, stretched to the size. Frozen features are what `model.represent` gives; k and penalties are chosen
+on the validation split, and the probes then fitted to it too (the protocols of `vitrail eval`). Fine-tuning:
 the recipe, judged after its last step. One thread; minutes are of this process's processor.
 """
 
@@ -17,36 +17,34 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from vitrail.checkpoints.loading import read
-from vitrail.data.batches import Pictures, evaluation_batches
+from vitrail.data.batches import Pictures
 from vitrail.data.division import divide, division_text
 from vitrail.data.sources import Source
 from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import outcome
-from vitrail.evaluation.baselines import CHOICES, neighbours, right_of
+from vitrail.evaluation.features import Features, features_of
+from vitrail.evaluation.neighbours import Neighbours
+from vitrail.evaluation.probes import LinearProbe, LogisticProbe
 from vitrail.recipes.asked import Asked, plan_run
 from vitrail.recipes.assembly import Machine, checked_pictures, checkpoint_of, trainer_of
 from vitrail.recipes.run import Run
-from vitrail.statistics import wilson_interval
+from vitrail.statistics import Spread, spread_text, wilson_interval
 from vitrail.training.memory import Usage
 from vitrail.training.optimizer import SGD, AdamW, LayerDecay, Optimizer
 
 WHOLE = {"preprocessing.fit": "stretch", "preprocessing.crop_share": "1.0", "preprocessing.rounding": "none"}
-PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
+PROTOCOLS = {"nearest neighbours": Neighbours(), "linear probe": LinearProbe(), "logistic probe": LogisticProbe()}
 TRIALS: tuple[Optimizer, ...] = (
     SGD(lr=0.003), SGD(lr=0.01), SGD(lr=0.03), AdamW(1e-4, 0.05), LayerDecay(AdamW(5e-4, 0.05), 0.75),
 )  # fmt: skip
-Features = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -62,58 +60,14 @@ class Task:
         source, run = plan_run(data, asked)
         return cls(source, run, checked_pictures(source, run))
 
-    def targets(self, split: str) -> NDArray[np.float32]:
-        return self.pictures[split].dataset.targets
 
-
-def features(task: Task) -> Features:
-    """Rows of length one, by split, from the weights as they are."""
+def features(task: Task) -> dict[str, Features]:
+    """By split, from the weights as they are."""
     assert task.run.weights is not None
     model = Classifier(read(task.run.weights, task.run.model.image_size))
     model.__dict__["checkpoint"] = replace(model.checkpoint, preprocessing=task.run.preprocessing)
-    found = {}
     with torch.autocast("cpu", torch.bfloat16, enabled=task.run.training.precision == "bfloat16"):
-        for split, pictures in task.pictures.items():
-            rows = np.concatenate([model.represent(images) for images, _ in evaluation_batches(pictures)])
-            found[split] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return found
-
-
-def nearest(task: Task, rows: Features) -> NDArray[np.bool_]:
-    """Which test pictures the k nearest training pictures know."""
-
-    def known(split: str, k: int) -> NDArray[np.bool_]:
-        found = neighbours(rows["train"], rows[split], k)
-        return right_of(found, task.targets("train"), task.targets(split))
-
-    return known("test", max(CHOICES, key=lambda k: (int(known("val", k).sum()), -k)))
-
-
-def probe(task: Task, rows: Features) -> NDArray[np.bool_]:
-    """Which test pictures logistic regression on the features knows."""
-    scores = {}
-    inputs = {split: torch.from_numpy(values * values.shape[1] ** 0.5) for split, values in rows.items()}
-    for penalty in PENALTIES:
-        layer = _regression(inputs["train"], torch.from_numpy(task.targets("train")), penalty)
-        right = {s: _right(layer(inputs[s]).detach().numpy(), task.targets(s)) for s in ("val", "test")}
-        scores[penalty] = int(right["val"].sum()), right["test"]
-    return max(scores.values(), key=lambda pair: pair[0])[1]
-
-
-def _regression(inputs: torch.Tensor, targets: torch.Tensor, penalty: float) -> torch.nn.Linear:
-    layer = torch.nn.Linear(inputs.shape[1], targets.shape[1])
-    torch.nn.init.zeros_(layer.weight)
-    torch.nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=300, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(layer(inputs), targets) + penalty * layer.weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return layer
+        return {name: features_of(model, part, task.source.classes, name) for name, part in task.pictures.items()}
 
 
 def _right(logits: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -132,9 +86,8 @@ def fine_tuned(task: Task, run: Run, split: str) -> NDArray[np.bool_]:
     return _right(found.logits, found.targets)
 
 
-def row(name: str, size: tuple[int, int], right: NDArray[np.bool_], begun: float) -> float:
+def row(name: str, size: tuple[int, int], hits: int, total: int, begun: float) -> float:
     """Prints a row of the table; returns the share."""
-    hits, total = int(right.sum()), len(right)
     low, high = wilson_interval(hits, total)
     minutes = (time.process_time() - begun) / 60
     print(
@@ -149,25 +102,26 @@ def tune(task: Task, epochs: float) -> None:
     for optimizer in TRIALS:
         run = replace(task.run, optimizer=optimizer, training=replace(task.run.training, epochs=epochs, evaluations=1))
         begun = time.process_time()
-        row(f"val, {optimizer}", run.model.image_size, fine_tuned(task, run, "val"), begun)
+        right = fine_tuned(task, run, "val")
+        row(f"val, {optimizer}", run.model.image_size, int(right.sum()), len(right), begun)
 
 
 def compare(task: Task, seeds: list[int], frozen: bool) -> None:
     """All ways of one size, judged on the test split."""
     size, begun = task.run.model.image_size, time.process_time()
     if frozen:
-        rows = features(task)
-        row("nearest neighbours of frozen features", size, nearest(task, rows), begun)
-        row("linear probe of frozen features", size, probe(task, rows), begun)
+        parts = features(task)
+        for name, protocol in PROTOCOLS.items():
+            record = protocol.measure(parts["train"], parts["val"], parts["test"])
+            row(f"{name} of frozen features", size, round(record["top1"] * record["n"]), record["n"], begun)
     shares = []
     for seed in seeds:
         run = replace(task.run, training=replace(task.run.training, seed=seed, evaluations=1))
         begun = time.process_time()
-        shares.append(row(f"fine-tuned, seed {seed}", size, fine_tuned(task, run, "test"), begun))
+        right = fine_tuned(task, run, "test")
+        shares.append(row(f"fine-tuned, seed {seed}", size, int(right.sum()), len(right), begun))
     if len(shares) > 1:
-        print(
-            f"| fine-tuned, mean | {size[0]}x{size[1]} | {mean(shares):.1%} ± {stdev(shares):.1%} | | {len(shares)} seeds | |"
-        )
+        print(f"| fine-tuned, mean | {size[0]}x{size[1]} | {spread_text(Spread.of(shares))} | | | |")
 
 
 def sides(text: str) -> tuple[int, int]:

@@ -33,9 +33,10 @@ def blocks(page, *languages):
 
 @pytest.fixture(scope="module")
 def workplace(pictures, tmp_path_factory):
-    """A folder as the pages assume it: a finished run in runs/demo, and a picture."""
+    """A folder as the pages assume it: a finished run in runs/demo, pictures in class folders, and a picture."""
     place = tmp_path_factory.mktemp("docs")
     tiny.tiny(pictures, place / "runs" / "demo")
+    (place / "photos").symlink_to(pictures)
     Image.radial_gradient("L").resize((60, 40)).save(place / "shoe.png")
     return place
 

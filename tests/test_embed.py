@@ -68,7 +68,6 @@ def test_the_nearest_are_those_of_brute_force(run, pictures, files, tmp_path, su
     assert isinstance(found[1], DataError)
     for answer, query in ((found[0], 9), (found[2], 30)):
         cosines = values @ values[query]
-        assert sorted(hit.file for hit in answer)[:0] == []
         np.testing.assert_allclose([hit.cosine for hit in answer], np.sort(cosines)[::-1][:6], atol=1e-5)
         np.testing.assert_allclose(
             [cosines[paths.index(hit.file)] for hit in answer], [hit.cosine for hit in answer], atol=1e-5
@@ -92,12 +91,16 @@ def test_another_model_is_refused(run, files, tmp_path, vitrail_command):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_table_appears_whole_or_not_at_all(run, files, tmp_path, suffix):
+def test_a_table_appears_whole_or_not_at_all(run, files, tmp_path, suffix, monkeypatch):
     paths, *_ = files
     out = tmp_path / "new" / f"features{suffix}"
 
+    monkeypatch.setattr("vitrail.deployment.embeddings.AT_ONCE", 2)
+    monkeypatch.setattr(tables, "ROWS", 2)
+
     def stopped():
-        yield from paths[:3]
+        yield from paths[:7]
+        assert list((tmp_path / "new").iterdir())
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -5,9 +5,10 @@ import struct
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from vitrail.data import vtab
+from vitrail.data.matfile import read_mat
 from vitrail.data.sources import open_source, rows_of
 from vitrail.errors import DataError
 
@@ -166,6 +167,26 @@ def test_flowers(tmp_path, compress):
     assert source.classes == ("1", "2", "3") and source.origin["val"] == "setid.mat, valid"
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 12, "val": 6, "test": 12}
     assert truth(source, "test")["jpg/image_00020.jpg"] == "2" and source.split("test").read(0, 3)[0, 0, 0] == 19
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_matrices_as_scipy_reads_them(tmp_path, compress):
+    """Numbers of every type, small ones packed into eight bytes too; what is no matrix of real numbers is left out."""
+    kinds = ("u1", "i1", "u2", "i2", "u4", "i4", "i8", "f4", "f8")
+    kept = {f"m{kind}": RANDOM.integers(0, 100, (3, 4)).astype(kind) for kind in kinds} | {"one": np.ones((1, 1), "u1")}
+    others = {"text": "abc", "cells": np.array([1, "a"], dtype=object), "complex": np.array([[1j]]), "struct": {"a": 1}}
+    savemat(tmp_path / "x.mat", kept | others, do_compression=compress)
+    found, oracle = read_mat(tmp_path / "x.mat"), loadmat(tmp_path / "x.mat")
+    assert set(found) == set(kept)
+    for name, values in found.items():
+        assert np.array_equal(values, oracle[name]) and np.array_equal(values, kept[name])
+
+
+def test_a_matrix_that_unpacks_to_more_than_the_limit(tmp_path, monkeypatch):
+    savemat(tmp_path / "x.mat", {"zeros": np.zeros((1000, 1000))}, do_compression=True)
+    monkeypatch.setattr("vitrail.data.matfile.MAX_BYTES", 100_000)
+    with pytest.raises(DataError, match="more than 100,000 bytes"):
+        read_mat(tmp_path / "x.mat")
 
 
 def test_damaged_flowers(tmp_path):

@@ -104,7 +104,7 @@ def test_a_map_without_a_shape_says_so_at_once(run, pictures, tmp_path, vitrail_
     captions = []
     monkeypatch.setattr(
         "vitrail.commands.inspection.figure",
-        lambda picture, weights, box, title, caption, marked: captions.append(caption) or picture,
+        lambda picture, weights, box, title, caption, marked, panel: captions.append(caption) or picture,
     )
     picture = next(pictures.rglob("*.png"))
     made = explanation.rollout

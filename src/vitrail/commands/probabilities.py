@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vitrail.checkpoints.calibrated import place_of_temperature
 from vitrail.commands.request import Protocol, Request

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.commands.request import Protocol, Request, positions
+from vitrail.commands.request import MAX_BAD_SHARE, Protocol, Request, positions
 from vitrail.configuration import require
-from vitrail.data.batches import Pictures
+from vitrail.data.batches import Pictures, readable
 from vitrail.deployment.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.evaluation.published import DIFFERS, NOT_MEASURED, SAME, SHAPE_ONLY, compared
@@ -26,6 +26,7 @@ from vitrail.files import explained, read_json, write_bytes, write_text
 from vitrail.inspection.attention import attending, attention
 from vitrail.inspection.rollout import rollout_maps
 
+LEARNED_ON = 2000  # training pictures, of which the patches see some at every step
 _WEIGHTS = 2**23  # attention weights that are held at a time: 32 MiB
 
 
@@ -61,25 +62,21 @@ class Robustness:
 
 def run(request: Request) -> dict[str, Any]:
     """The record; with a place, its figure is written there too."""
-    settings, split = request.settings, request.matched()
-    pictures = split.subset(_drawn(len(split.dataset), settings.images, settings.seed))
+    settings = request.settings
     groups = chosen_groups(settings.parts)
-    train = request.matched("train") if "adversarial patch" in groups else None
     asked = [(request.model, request.classifier)]
     if request.beside is not None and request.other is not None:
         asked.append((request.other, request.beside))
     names = _names([path for path, _ in asked])
-    subjects = [
-        subject_of(name, path, model, settings.saliency) for name, (path, model) in zip(names, asked, strict=True)
-    ]
-    audiences = [Audience((subjects[0],), pictures, train)]
-    for subject, (_, model) in zip(subjects[1:], asked[1:], strict=True):
-        if _alike(request.classifier, model):
+    audiences: list[Audience] = []
+    for name, (path, model) in zip(names, asked, strict=True):
+        subject = subject_of(name, path, model, settings.saliency)
+        if audiences and _alike(request.classifier, model):
             audiences[0] = replace(audiences[0], subjects=(*audiences[0].subjects, subject))
-        else:
-            audiences.append(
-                Audience((subject,), _for(request, model, pictures), train and _for(request, model, train))
-            )
+            continue
+        pictures = some(request, model, request.split, settings.images)
+        train = some(request, model, "train", LEARNED_ON) if "adversarial patch" in groups else None
+        audiences.append(Audience((subject,), pictures, train))
     learning = Learning(settings.patch_steps, settings.patch_batch)
     record = measured(audiences, groups, settings.seed, settings.attacked, learning, _tell)
     record = {"split": request.split, "data": request.source.name, "saliency": settings.saliency, **record}
@@ -90,10 +87,22 @@ def run(request: Request) -> dict[str, Any]:
     return record
 
 
-def _drawn(total: int, wanted: int, seed: int) -> NDArray[np.int64]:
-    """Some of the images, in the order of the split."""
-    places = generator(seed, "images", "").permutation(total)
-    return np.sort(places[: wanted or total])
+def some(request: Request, model: Classifier, split: str, wanted: int) -> Pictures:
+    """Some pictures of a split, drawn by the seed, with targets in the order of the model's classes; 0 for all.
+
+    Only these are read. The same ones for every model.
+
+    Raises:
+        DataError: VT025, the model does not know a class; VT012 and VT019, as `readable` says.
+    """
+    places = positions(request.source, model)  # a wrong model is told before pictures are read
+    dataset = request.source.split(split)
+    order = generator(request.settings.seed, "images", split).permutation(len(dataset))
+    chosen = dataset.subset(np.sort(order[: wanted or len(order)]))
+    targets = np.zeros((len(chosen), len(model.classes)), dtype=np.float32)
+    targets[:, places] = chosen.targets
+    pictures = Pictures(replace(chosen, targets=targets), model.preprocessing).check()
+    return readable({split: pictures}, MAX_BAD_SHARE)[split]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -105,19 +114,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _alike(first: Classifier, second: Classifier) -> bool:
     """Whether both can be shown the same images: they differ in their normalisation at most, and not in their classes."""
     a, b = first.preprocessing, second.preprocessing
-    return (
-        first.classes == second.classes and replace(a, mean=b.mean, std=b.std) == b
-        if a.channels == b.channels
-        else False
-    )
-
-
-def _for(request: Request, model: Classifier, pictures: Pictures) -> Pictures:
-    """The same pictures for a model of another size or order of classes."""
-    ours = positions(request.source, request.classifier)
-    targets = np.zeros((len(pictures.dataset), len(model.classes)), dtype=np.float32)
-    targets[:, positions(request.source, model)] = pictures.dataset.targets[:, ours]
-    return Pictures(replace(pictures.dataset, targets=targets), model.preprocessing)
+    return first.classes == second.classes and a.channels == b.channels and replace(a, mean=b.mean, std=b.std) == b
 
 
 def subject_of(name: str, path: Path, model: Classifier, saliency: str) -> Subject:

@@ -24,6 +24,7 @@ from vitrail.files import new_folder, write_json, write_text
 from vitrail.images import Picture, resized, to_pillow
 
 LONGEST = 1024  # pixels of a side; larger pictures are made smaller, since each is taken apart as a whole
+_PART, _DRAWS = 4096, 64  # pictures at a time, so that memory does not grow with their number; tries of each
 METHOD = "phases of the picture, amplitudes of a random picture of another class, channel by channel (Fourier)"
 Planes = Float[np.ndarray, "*batch height width"]
 
@@ -46,19 +47,25 @@ def partners(dataset: Dataset, seed: int) -> NDArray[np.int64]:
 
     A function of (seed, id) and of the order of the split.
     """
-    count = len(dataset)
-    if not count:
-        return np.zeros(0, dtype=np.int64)
-    luck = draws(seed, np.zeros(count, dtype=np.int64), id_words(dataset.ids), 0, 64)
-    found = np.full(count, -1, dtype=np.int64)
+    found = np.full(len(dataset), -1, dtype=np.int64)
+    for start in range(0, len(dataset), _PART):
+        found[start : start + _PART] = _partners(dataset, np.arange(start, min(start + _PART, len(dataset))), seed)
+    return found
+
+
+def _partners(dataset: Dataset, places: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Of some pictures: the first of 64 draws that is of another class; where none is, one of all that are."""
+    words = id_words([dataset.ids[place] for place in places])
+    luck = draws(seed, np.zeros(len(places), dtype=np.int64), words, 0, _DRAWS)
+    found, targets = np.full(len(places), -1, dtype=np.int64), dataset.targets[places]
     for column in luck.T:
-        tried = (column * count).astype(np.int64)
-        strange = (dataset.targets * dataset.targets[tried]).sum(axis=1) == 0
+        tried = (column * len(dataset)).astype(np.int64)
+        strange = (targets * dataset.targets[tried]).sum(axis=1) == 0
         found = np.where((found < 0) & strange, tried, found)
-    for place in np.flatnonzero(found < 0):  # a class that is nearly all of the split
-        strange_places = np.flatnonzero(dataset.targets @ dataset.targets[place] == 0)
-        if len(strange_places):
-            found[place] = strange_places[int(luck[place, 0] * len(strange_places))]
+    for row in np.flatnonzero(found < 0):  # a class that is nearly all of the split
+        others = np.flatnonzero(dataset.targets @ targets[row] == 0)
+        if len(others):
+            found[row] = others[int(luck[row, 0] * len(others))]
     return found
 
 

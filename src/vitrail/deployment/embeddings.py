@@ -53,7 +53,7 @@ def embed(
             columns in OUT.rows.jsonl beside it).
 
     Raises:
-        UsageError: VT106, another suffix; VT107, pyarrow is missing. VitrailError: VT064, the place is taken.
+        UsageError: VT002, another suffix; VT107, pyarrow is missing. VitrailError: VT064, the place is taken.
         DataError: VT012, there is not one picture.
     """
     classifier = model if isinstance(model, Classifier) else load(model)

@@ -67,10 +67,10 @@ def writing(path: Path, facts: Facts) -> Iterator[Callable[[Row], None]]:
     """A function that adds a row; the table appears when the block ends well.
 
     Raises:
-        VitrailError: VT064, the place is taken; VT060 to VT062. UsageError: VT106, VT107.
+        VitrailError: VT064, the place is taken; VT060 to VT062. UsageError: VT002, another suffix; VT107.
     """
     if path.suffix not in WRITERS:
-        raise UsageError("VT106", f"--out {path}", "a name that ends in .parquet or .npy")
+        raise UsageError("VT002", f"--out {path}", "a name that ends in .parquet or .npy")
     if path.exists():
         raise VitrailError("VT064", f"{path} exists already", "a new name", "choose another name or remove it first")
     with explained(path), ExitStack() as stack:
