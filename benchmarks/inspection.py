@@ -3,8 +3,9 @@
     python benchmarks/inspection.py
     python benchmarks/inspection.py --model ViT-S/16 --repeats 3
 
-Times are medians of interleaved rounds, so that a busy moment meets all of them; ratios are of the same rounds. Memory is
-the growth of the process's peak while a quantity looks at three times as many images as before, one image at a time (CKA: four).
+Times are processor time of one thread, medians of interleaved rounds: what else the computer does hardly counts, and with two
+idle cores it takes no longer. Ratios are of the same rounds. Memory is the growth of the process's peak
+while a quantity looks at three times as many images as before, one image at a time (CKA: four).
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ def timed(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, lis
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            found[name].append(time.perf_counter() - start)
+            found[name].append(time.process_time() - start)
     return {name: seconds[1:] for name, seconds in found.items()}  # the first round warms up
 
 
@@ -88,7 +89,7 @@ def times(name: str, side: int, repeats: int) -> None:
             "logit lens of an image": lambda: logit_lens(model, [(images, torch.zeros(1))]),
         }
         found = timed(calls, repeats)
-    print("| | median s | times |\n|---|---|---|")
+    print("| | processor s | times |\n|---|---|---|")
     for key, seconds in found.items():
         base = "a layer" if key.startswith("a layer") else "forward"
         ratio = median(one / other for one, other in zip(seconds, found[base], strict=True))
@@ -116,7 +117,8 @@ def main() -> None:
     if asked.case:
         print(json.dumps(growth(asked.case)))
         return
-    print(f"{asked.model} at {asked.image_size} px, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    torch.set_num_threads(1)
+    print(f"{asked.model} at {asked.image_size} px, torch {torch.__version__}, one thread")
     times(asked.model, asked.image_size, asked.repeats)
     print("\nViT-Ti/16, 4 images and then 12 of 224 px\n| | peak MiB | more MiB |\n|---|---|---|")
     for case in MEMORY:

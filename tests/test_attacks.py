@@ -166,6 +166,21 @@ def test_more_steps_are_never_weaker_and_raise_the_loss():
     assert right[-1].mean() < noise.mean()
 
 
+def test_an_image_that_was_fooled_once_stays_fooled():
+    class Fickle(Linear):
+        calls = 0
+
+        def gradients(self, images, targets):
+            self.calls += 1
+            right = 10 * np.asarray(targets)
+            return (-right if self.calls == 2 else right).astype(np.float32), np.ones(images.shape, np.float32)
+
+    predictor = Fickle()
+    answers = list(PGD(4, (1, 2, 3)).answers([subject(predictor)], shown(predictor)))
+    assert [answer.values.mean() for answer in answers] == [0, 0, 0]
+    assert answers[0].extra["loss"].mean() > answers[1].extra["loss"].mean()
+
+
 def test_a_patch_is_learned_that_a_noise_patch_of_the_area_is_not():
     predictor = Linear()
     batch = shown(predictor)

@@ -286,7 +286,14 @@ def test_damaged_weights_and_empty_sets_are_told():
         assert caught.value.code == "VT132"
 
 
-@pytest.mark.parametrize(("family", "case"), CASES)
+# The first case of every format by default, all of them in the long checks.
+LONG = [
+    pytest.param(family, case, marks=() if case == next(iter(HELD[family])) else pytest.mark.slow)
+    for family, case in CASES
+]
+
+
+@pytest.mark.parametrize(("family", "case"), LONG)
 def test_every_model_that_a_format_holds_can_be_looked_into(family, case):
     """Whatever loads is answered, or refused with the reason: BEiT, BiT, CLIP, DeiT, DINO, MAE, Mixers, SigLIP ..."""
     config = HELD[family][case]

@@ -221,3 +221,14 @@ def test_fine_tuning_is_a_run_of_its_own(run, pictures, tmp_path, vitrail_comman
     assert record["top1"] == summary["top1"] and [row["lr"] for row in record["grid"]["rows"]] == [0.01, 0.03]
     refused = vitrail_command("eval", run, "--split", "val", "--protocol", "fine-tuning")
     assert refused.status == 2 and "rates are chosen on val" in refused.err
+
+
+def test_without_a_place_features_leave_nothing(pictures, run, vitrail_command, tmp_path, monkeypatch):
+    """Weights in a model folder, no --out: they lie in a temporary folder while the command runs."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = next((run / "checkpoints").glob("step-*"))
+    answer = vitrail_command(
+        "eval", folder, "--data", pictures, "--protocol", "neighbours", "--protocol", "linear-probe"
+    )
+    assert answer.status == 0 and "where" not in answer.out, answer.err
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import optimize
+from scipy.special import log_softmax
 
 import tiny
 import vitrail
@@ -48,6 +50,13 @@ def mine(noisy, tmp_path):
     return shutil.copytree(noisy, tmp_path / "run")
 
 
+def on_val(noisy):
+    """Logits and classes of the run's val, computed here."""
+    model, val = vitrail.load(noisy), open_source(str(noisy.parent / "data")).split("val")
+    images = np.stack([model.preprocessing(val.read(index, 1)) for index in range(len(val))])
+    return model.logits(images).astype(np.float64), val.targets.argmax(axis=1)
+
+
 def scaled(run, factor):
     """The same answers, said `factor` times as loudly."""
     checkpoint = read(run)
@@ -55,13 +64,17 @@ def scaled(run, factor):
     return replace(checkpoint, weights=weights)
 
 
-def test_calibration_is_fitted_on_val_and_stored(mine, vitrail_command, tmp_path):
+def test_calibration_is_fitted_on_val_and_stored(noisy, mine, vitrail_command, tmp_path):
     before_weight = vitrail.load(mine).module.head.linear.weight
     before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file() and path.name != ".lock"}
     done = vitrail_command("eval", mine, "--protocol", "calibration", "--set", "draws=200", "--json")
     assert done.status == 0, done.err
     record = json.loads(done.out)["protocols"]["calibration"]
     assert record["fitted_on"] == "val" and record["n_fit"] == 18 and record["n"] == 20 and record["stored"] is None
+    logits, labels = on_val(noisy)
+    oracle = optimize.minimize_scalar(lambda log: -log_softmax(logits / np.exp(log), axis=1)[np.arange(18), labels].sum(),
+                                      bounds=(-4, 4), method="bounded", options={"xatol": 1e-9}).x  # fmt: skip
+    assert record["temperature"] == pytest.approx(np.exp(oracle), rel=1e-4)
     assert (mine / "eval" / "calibration" / "test.png").stat().st_size > 10_000
     assert all(path.read_bytes() == content for path, content in before.items()), "nothing else was touched"
     shown = vitrail_command("eval", mine, "--protocol", "calibration", "--set", "draws=200", "--set", "store=true")
@@ -121,13 +134,14 @@ def test_what_cannot_be_calibrated(pictures, run, tmp_path, vitrail_command):
     """Every answer right; val joined to train; val that stands for test. Nothing is written."""
     done = vitrail_command("eval", run, "--protocol", "calibration")
     assert done.status == 3 and "VT111" in done.err and not (run / "eval" / "calibration").exists()
-    everything = joined(open_source(str(pictures)), 0)
+    source = open_source(str(pictures))
+    shared = replace(source, splits={**source.splits, "test": source.split("val").subset([0, 1])})
     for protocol in ("calibration", "conformal"):
-        with pytest.raises(DataError, match="it has joined train") as caught:
-            PROTOCOLS[protocol].run(
-                Request(run, vitrail.load(run), everything, None, "test", settings=PROTOCOLS[protocol].settings)
-            )
-        assert caught.value.code == "VT119"
+        for unfit, mention in ((joined(source, 0), "it has joined train"), (shared, "share images")):
+            settings = PROTOCOLS[protocol].settings
+            with pytest.raises(DataError, match=mention) as caught:
+                PROTOCOLS[protocol].run(Request(run, vitrail.load(run), unfit, None, "test", settings=settings))
+            assert caught.value.code == "VT119"
     Image.new("L", (8, 8)).save(tmp_path / "x.png")
     for split in ("train", "val"):
         for index in range(5):
@@ -140,9 +154,12 @@ def test_what_cannot_be_calibrated(pictures, run, tmp_path, vitrail_command):
     assert vitrail_command("eval", run, "--protocol", "conformal", "--set", "alpha=2").status == 2
 
 
-def test_conformal_sets_as_typed(mine, vitrail_command):
+def test_conformal_sets_as_typed(noisy, mine, vitrail_command):
     done = vitrail_command("eval", mine, "--protocol", "conformal", "--set", "alpha=0.3", "--json")
     record = json.loads(done.out)["protocols"]["conformal"]
+    logits, labels = on_val(noisy)
+    scores = sorted(1 - np.exp(log_softmax(logits, axis=1)[np.arange(18), labels]))
+    assert record["lac"]["threshold"] == pytest.approx(scores[int(np.ceil(19 * 0.7)) - 1])
     for name in ("lac", "aps"):
         assert sum(record[name]["sizes"]) == record["n"] == 20
         low, high = record[name]["band"]

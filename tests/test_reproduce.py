@@ -96,7 +96,7 @@ def test_one_command_makes_it(name, run, tmp_path, vitrail_command):
 
 def test_the_record_is_what_python_gives(hybrid, flat, tmp_path, vitrail_command):
     """Pictures of a folder are prepared as the model reads them; figure 11 sets a hybrid beside another model."""
-    vit = saved(replace(FLAT, image_size=(24, 16)), tmp_path / "vit")
+    vit = saved(FLAT, tmp_path / "vit")
     done = vitrail_command(
         "reproduce", "figure-11", "--model", vit, "--model", hybrid, "--data", flat, "--out", tmp_path, "--json"
     )

@@ -144,7 +144,8 @@ def evaluate(
     out
         Where eval/SPLIT and eval/PROTOCOL are written; default: the run folder, else nowhere.
     protocol
-        How to measure; repeatable: accuracy (default), few-shot; docs/evaluation.md.
+        How to measure; repeatable: accuracy (default), few-shot, neighbours, linear-probe, logistic-probe, fine-tuning,
+        calibration, conformal, robustness ...; docs/evaluation.md.
     """
     from vitrail.commands.evaluation import run_evaluation
 

@@ -21,8 +21,9 @@ def features(request: Request, split: str) -> Features:
         cache = FeatureCache(request.place.parent / "features")
     else:
         if "scratch" not in request.kept:
-            request.kept["scratch"] = tempfile.TemporaryDirectory(prefix="vitrail-")
-        cache = FeatureCache(Path(request.kept["scratch"].name))
+            scratch = tempfile.TemporaryDirectory(prefix="vitrail-")
+            request.kept["scratch"] = Path(request.until_the_end.enter_context(scratch))
+        cache = FeatureCache(request.kept["scratch"])
     if ("features", split) not in request.kept:
         found = cache.of(request.classifier, request.pictures(split), request.source.classes, split)
         request.kept["features", split] = found

@@ -87,7 +87,9 @@ def _draw(picture: Picture, found: Sequence[Explanation], answer: Prediction, ou
     """The figure as a PNG: two panels for one method, a panel each for several."""
     title = f"{_said(answer)}: {Path(readable_name(answer.file)).name}"  # a long name is cut, the answer is not
     if len(found) > 1:
-        drawn = sheet(picture, [(_label(one), one.map) for one in found], found[0].box, title)
+        targets = [one.target for one in found if one.target is not None]
+        asked = f", explained for {targets[0]}" if targets else ""
+        drawn = sheet(picture, [(_label(one), one.map) for one in found], found[0].box, f"{title}{asked}")
     else:
         one = found[0]
         marked = one.query if isinstance(one.query, tuple) else None
@@ -101,9 +103,7 @@ def _draw(picture: Picture, found: Sequence[Explanation], answer: Prediction, ou
 
 
 def _label(found: Explanation) -> str:
-    if found.layer is not None:
-        return f"attention, layer {found.layer}"
-    return found.method if found.target is None else f"{found.method}: {found.target}"
+    return found.method if found.layer is None else f"attention, layer {found.layer}"
 
 
 def _caption(found: Explanation) -> str:

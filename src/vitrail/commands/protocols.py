@@ -31,15 +31,16 @@ def run_protocols(
     """
     settings = settings_of(names, assignments)
     records = {}
-    for name in names:
-        place = None if out is None else out / "eval" / name
-        record = PROTOCOLS[name].run(replace(request, place=place, settings=settings[name]))
-        if place is not None:
-            with explained(place):
-                place.mkdir(parents=True, exist_ok=True)
-            write_json(place / f"{request.file}.json", record)
-            record["written"] = str(place)
-        records[name] = record
+    with request.until_the_end:
+        for name in names:
+            place = None if out is None else out / "eval" / name
+            record = PROTOCOLS[name].run(replace(request, place=place, settings=settings[name]))
+            if place is not None:
+                with explained(place):
+                    place.mkdir(parents=True, exist_ok=True)
+                write_json(place / f"{request.file}.json", record)
+                record["written"] = str(place)
+            records[name] = record
     return records
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Request:
         settings: a frozen dataclass, the protocol's own with what --set changed.
         beside: the model of --beside; other: its path as typed.
         kept: what protocols of one command share (pictures that were read, features).
+        until_the_end: is closed when the last protocol has run.
     """
 
     model: Path
@@ -42,6 +44,7 @@ class Request:
     beside: Classifier | None = None
     other: Path | None = None
     kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    until_the_end: ExitStack = field(default_factory=ExitStack, compare=False, repr=False)
 
     def pictures(self, split: str | None = None) -> Pictures:
         """The pictures of a split that can be read, at the model's preprocessing; targets in the source's classes.

@@ -2,9 +2,9 @@
 
 They are of ImageNet and of models a hundred times larger, so most say little of ours but their order. The rule:
 
-- `same`: the published number lies in our 95 % interval, and the order holds or none is claimed. Never where the row is
-  marked unsure, gives no exact number, or measures another quantity (mCE). Published spreads are over images, and widen
-  nothing.
+- `same`: the published number lies in our 95 % interval, which is no wider than a tenth (else it would hold anything), and
+  the order holds or none is claimed. Never where the row is marked unsure, gives no exact number, or measures another
+  quantity (mCE). Published spreads are over images, and widen nothing.
 - `shape only`: the order that the row stands for holds. Of a ViT above a CNN it holds where, on the same images,
   McNemar's test says so (p < 0.05) at more than half of the row's points, and says the contrary at none; of means, where
   the intervals lie apart; `below random` and `above one half` by intervals that lie apart.
@@ -23,6 +23,7 @@ from typing import Any
 
 SAME, SHAPE_ONLY, DIFFERS, NOT_MEASURED = "same", "shape only", "differs", "not measured"
 ALPHA = 0.05
+WIDEST = 0.1  # of an interval that can say `same`
 OTHER_QUANTITY = {"mCE"}  # published relative to AlexNet, ours relative to the CNN beside
 ATTENDS = {"ViT", "hybrid"}
 
@@ -80,7 +81,7 @@ def verdict(row: Row, ours: Mapping[str, Any] | None, order: bool | None) -> str
     exact = row.number is not None and not row.unsure and row.unit not in OTHER_QUANTITY
     if exact and order is not False and ours and ours["interval"]:
         low, high = ours["interval"]
-        if low <= row.number <= high:
+        if low <= row.number <= high and high - low <= WIDEST:
             return SAME
     return SHAPE_ONLY if order else DIFFERS
 

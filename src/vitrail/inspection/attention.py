@@ -88,7 +88,7 @@ def attention(
         rows = _rows(model, tokens, query)
         # Made first, because it knows which layers there are.
         capture = model.capture("attention", layers=[layer], heads=heads, queries=rows, into=look)
-        below = model.blocks[: layer % len(model.blocks) + 1]
+        below = model.blocks[: int(layer) % len(model.blocks) + 1]
         with capture:
             for block in below:
                 tokens = block(tokens, model.position)
