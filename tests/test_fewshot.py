@@ -76,7 +76,7 @@ def test_moments_grow(monkeypatch):
 
 
 def test_the_protocol_is_the_mean_over_seeds():
-    """Every seed counted again by the direct solve, wide and tall; draws of fewer are parts of draws of more; t interval by SciPy."""
+    """Every seed counted again by the direct solve, wide and tall; fewer shots are a part of more; t interval by SciPy."""
     train, test = made((30, 40, 50), spread=2.0), made((50, 50, 50), seed=3, spread=2.0)
     record = FewShot(shots=(1, 5, 10), seeds=4, penalty=64.0).measure(train, None, test)
     assert record["n"] == 150 and [row["shots"] for row in record["shots"]] == [1, 5, 10]

@@ -43,7 +43,7 @@ def _few_shot_text(record: Mapping[str, Any]) -> list[str]:
     lines = [_head(record, f"least squares on {record['dim']} features")]
     for row in record["shots"]:
         said = f"left out: {_some(row['lacking'])}" if "lacking" in row else spread_text(Spread.from_json(row))
-        lines.append(f"  {row['shots']:>3} shots             {said}")
+        lines.append(f"  {row['shots']:>3} shot{' s'[row['shots'] > 1]}             {said}")
     return lines
 
 
