@@ -1,8 +1,21 @@
 """What the machine decides without being asked: threads within a container's cores, data workers where they help."""
 
-import pytest
+from collections import namedtuple
 
-from vitrail.data.delivery import STARTING, WATCHED, Watch, training_batches, workers_for
+import pytest
+import torch
+
+from vitrail.data import delivery
+from vitrail.data.batches import Batch
+from vitrail.data.delivery import (
+    STARTING,
+    WATCHED,
+    Watch,
+    room_for,
+    seconds_a_step,
+    training_batches,
+    workers_for,
+)
 from vitrail.training import memory, processor
 
 
@@ -44,8 +57,6 @@ def test_cores_are_those_that_a_container_gives(groups, line, files, cores):
 
 
 def test_threads_stay_within_the_cores_and_what_the_user_said_stays(groups, monkeypatch):
-    import torch
-
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert groups("0::/", {"cpu.max": "200000 100000"}) == processor.threads() == 2
@@ -79,11 +90,35 @@ def test_workers_take_over_in_the_middle_and_the_batches_are_the_same(monkeypatc
         "vitrail.data.delivery._made_by_workers",
         lambda batches, start, stop, workers, patience: iter(range(start, stop)),
     )
-    told = []
+    room, told = [8, 8, 0], []
+    monkeypatch.setattr("vitrail.data.delivery.room_for", lambda batch: room.pop(0))
     assert list(training_batches(Slow(), 5, 100, None, tell=told.append, cores=4)) == list(range(5, 100))
     assert made == list(range(5, 5 + WATCHED)) and told == ["1 data worker: making a batch takes 50% of a step"]
     told.clear()
     assert list(training_batches(Slow(), 0, 6, None, tell=told.append, cores=4)) == list(range(6)) and not told
+    lighter = []  # what the workers need not keep goes before they come
+    assert list(training_batches(Slow(), 0, 50, None, cores=4, lighten=lambda: lighter.append(len(made))))
+    assert lighter == [3 * WATCHED - 6]
+    made.clear()  # no room in the shared memory: all are made here
+    assert (
+        list(training_batches(Slow(), 0, 50, None, tell=told.append, cores=4)) == made == list(range(50)) and not told
+    )
+
+
+def test_no_more_workers_than_shared_memory_has_room_for(monkeypatch):
+    """Docker gives 64 MB, which one worker's batches of 128 images of 224 px overfill: it would die of a bus error."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(delivery.shutil, "disk_usage", lambda place: usage(0, 0, 64 * 2**20))
+    batch = Batch((torch.zeros(128, 3, 224, 224, dtype=torch.uint8),), torch.zeros(128), (), torch.ones(128))
+    assert room_for(batch) == 0
+    assert room_for(batch.part(0, 32)) == 2  # five batches of 4.8 MB each
+
+
+def test_a_step_beside_workers_is_no_quicker_than_the_cores_allow():
+    assert seconds_a_step(1.0, 2.0, 0, 8, 2) == 3.0
+    assert seconds_a_step(1.0, 2.0, 1, 8, 2) == 2.0  # cores enough: the making is hidden
+    assert seconds_a_step(1.0, 2.0, 1, 2, 2) == 2.5  # the step has both cores, and lends half of one
+    assert seconds_a_step(6.0, 2.0, 2, 8, 2) == 3.0  # two workers do not keep up
 
 
 def test_an_empty_run_asks_for_no_workers():

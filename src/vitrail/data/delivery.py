@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ DEATHS = 3  # of workers, without a batch in between
 WATCHED = 12  # batches that are made here before it is decided whether workers shall make the others
 WORTH = 0.2  # of a step: what making a batch must take for that; a worker has a price, in memory and in cores
 STARTING = 10.0  # seconds: nor where less than this is left to be made
+AHEAD = 4  # batches that each worker makes ahead
 _LOOK = 5.0  # seconds between two looks at workers that are awaited
 _DEAD, _LATE = "DataLoader worker (pid", "DataLoader timed out"  # how PyTorch's messages begin
 
@@ -36,6 +38,7 @@ def training_batches(
     patience: float = PATIENCE,
     tell: Callable[[str], None] = lambda text: None,
     cores: int = 1,
+    lighten: Callable[[], None] = lambda: None,
 ) -> Iterator[Batch]:
     """Batches of steps start..stop-1 in order. Workers prepare them ahead; their number changes nothing else.
 
@@ -48,6 +51,7 @@ def training_batches(
             a hanging one noticed after once to twice as long.
         tell: is told of a worker that was killed, and how many there are where that was not said.
         cores: how many workers there may be where their number was not said.
+        lighten: is called before workers begin; they keep the memory that this process has then.
 
     Raises:
         DataError: VT087, reading a picture does not end.
@@ -63,12 +67,13 @@ def training_batches(
             yield batch
             start += 1
         workers = watch.workers(stop - start, cores)
-        if workers:
+        if workers := workers and min(workers, room_for(batch)):
             tell(f"{workers} data worker{'s' * (workers > 1)}: making a batch takes {watch.share:.0%} of a step")
-        yield from training_batches(batches, start, stop, workers, patience, tell)
+        yield from training_batches(batches, start, stop, workers, patience, tell, lighten=lighten)
         return
     step, deaths = start, 0
     while step < stop:
+        lighten()
         try:
             for batch in _made_by_workers(batches, step, stop, workers, patience):
                 yield batch
@@ -126,6 +131,25 @@ def workers_for(making: float, using: float, steps: int, cores: int) -> int:
     return min(cores, math.ceil(making / using))
 
 
+def seconds_a_step(making: float, using: float, workers: int, cores: int, busy: int) -> float:
+    """Seconds of a step whose next batches are made meanwhile, by cores that a step does not have for itself.
+
+    Args:
+        making, using: seconds of a batch.
+        busy: cores that using it takes.
+    """
+    return max(using, making / workers, (making + busy * using) / cores) if workers else making + using
+
+
+def room_for(batch: Batch) -> int:
+    """Workers whose batches fit where processes share memory, which in many containers is 64 MB."""
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:  # no Linux
+        return sys.maxsize
+    return free // ((AHEAD + 1) * sum(view.nbytes for view in batch.views))
+
+
 def _made_here(batches: StepBatches, start: int, stop: int, patience: float) -> Iterator[Batch]:
     for step in range(start, stop):
         try:
@@ -173,7 +197,7 @@ def _made_by_workers(batches: StepBatches, start: int, stop: int, workers: int, 
             batch_size=None,
             sampler=range(start, stop),
             num_workers=workers,
-            prefetch_factor=4,
+            prefetch_factor=AHEAD,
             timeout=look,
             worker_init_fn=_leave_signals_to_the_parent,
         )

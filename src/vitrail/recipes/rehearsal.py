@@ -15,7 +15,7 @@ import torch
 
 from vitrail.data.batches import Pictures, StepBatches, evaluation_size, kept_in_memory
 from vitrail.data.check import Examiner
-from vitrail.data.delivery import workers_for
+from vitrail.data.delivery import seconds_a_step, workers_for
 from vitrail.data.sources import Source
 from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import Outcome, outcome
@@ -221,9 +221,8 @@ class Rehearsal:
         self.making, workers = made / (made + used), self.machine.workers
         if workers is None:
             workers = workers_for(made, used, self.steps, cores())
-        self.step_seconds = (
-            max(used, made / workers) if workers else made + used
-        )  # workers make the next ones meanwhile
+        busy = min(self.machine.threads, cores()) if self.machine.torch_device == "cpu" else 1
+        self.step_seconds = seconds_a_step(made, used, workers, cores(), busy)
         parameters = self.whole.parameters / self.tried.parameters
         buffers = _buffers(self.trainer.parts.optimizers)
         state = 4 * self.tried.parameters + (buffers if self.probe is self.run else 0)  # the gradient and the buffers

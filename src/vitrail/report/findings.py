@@ -353,7 +353,7 @@ def _rates(story: Story) -> Iterator[Finding]:
 def _waiting(story: Story) -> Iterator[Finding]:
     """Whether the processor waited for pictures."""
     waits = [record["data_wait"] for record in story.steps if "data_wait" in record]
-    if waits and waits[-1] > DATA_WAIT and not story.config.get("machine", {}).get("workers"):
+    if waits and waits[-1] > DATA_WAIT and story.config.get("machine", {}).get("workers") == 0:
         yield Finding(
             "data-wait", "look", f"A good part of the time, {share(waits[-1])}, went into waiting for pictures",
             "They are decoded and augmented in the training process.",

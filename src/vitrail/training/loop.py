@@ -23,7 +23,7 @@ from vitrail.objectives.objective import ObjectiveModule
 from vitrail.training import state
 from vitrail.training.gradient import Portions
 from vitrail.training.margins import Margins
-from vitrail.training.memory import freed_kept, peak_bytes
+from vitrail.training.memory import freed_kept, give_back, peak_bytes
 from vitrail.training.optimizer import set_factor
 from vitrail.training.processor import cores
 from vitrail.training.products import quick_products
@@ -132,7 +132,13 @@ class Trainer:
         with _stop_requests() as stopping, self.progress, freed_kept():
             saved_at = time.monotonic()
             batches = training_batches(
-                self.parts.batches, self.step, self.total, self.parts.workers, tell=self.progress.note, cores=cores()
+                self.parts.batches,
+                self.step,
+                self.total,
+                self.parts.workers,
+                tell=self.progress.note,
+                cores=cores(),
+                lighten=give_back,
             )
             for batch in self._timed(batches):
                 if self.step == 0:
@@ -286,9 +292,10 @@ class Trainer:
 
     def _not_a_number(self, what: str, expected: str) -> VitrailError:
         good = f"the state of {self.saved.name} is good" if self.saved else "no state was saved yet"
+        finer = ", --set training.precision=float32" * (self.settings.precision != "float32")
         return VitrailError(
             "VT080", f"step {self.step}: {what}, {good}", expected,
-            "a smaller learning rate (--lr), --set training.precision=float32, or a look at these images",
+            f"a smaller learning rate (--overwrite --lr){finer}, or a look at these images",
         )  # fmt: skip
 
     def _log(self, facts: dict[str, float]) -> None:
