@@ -333,6 +333,9 @@ def test_every_verb_is_known_to_these_tests():
         "convert",
         "doctor",
         "data",
+        "embed",
+        "search",
+        "reproduce",
     }
     assert verbs(app["models"]) == ["inspect"]
-    assert verbs(app["data"]) == ["check", "preview", "split", "fetch"]
+    assert verbs(app["data"]) == ["check", "preview", "split", "stylise", "fetch"]

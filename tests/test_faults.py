@@ -238,6 +238,7 @@ def test_a_picture_whose_reading_does_not_end_is_named(pictures, workers):
     assert hanging.value.code == "VT087" and re.search(f" waits for {name}, whose ", hanging.value.what)
 
 
+@pytest.mark.slow
 def test_slow_pictures_are_waited_for(pictures):
     """Each takes less than one may, the four of a batch more."""
     made, _ = batches_of(pictures, lambda: None)

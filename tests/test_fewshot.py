@@ -117,5 +117,6 @@ def test_students_t_and_what_is_printed():
     assert spread_text(spread) == "87.0 % ± 1.0 (95 % CI 84.5-89.5, n = 3)"
     assert Spread.from_json(json.loads(json.dumps(spread.to_json()))) == spread
     assert Spread.of([0.5]) == Spread(0.5, None, None, 1) and spread_text(Spread.of([0.5])) == "50.0 % (n = 1)"
+    assert "(95 % CI 26.5-100.0, n = 2)" in spread_text(Spread.of([0.95, 0.85])), "no share beyond 100 %"
     with pytest.raises(ValueError, match="no values"):
         Spread.of([])

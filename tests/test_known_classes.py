@@ -36,7 +36,7 @@ def test_what_is_kept_and_what_is_new_is_told(vitrail_command, run, other, tmp_p
     flags = ["--weights", run, "--epochs", "1", "--batch-size", "8"]
     text = " ".join(plan_run(str(other), Asked(weights=str(run)))[1].why)
     assert (
-        "1 classes are kept, matched by name; 2 are new: a new one, one more; 1 of the weights are dropped: dark below"
+        "1 class is kept, matched by name; 2 are new: a new one, one more; 1 of the weights is dropped: dark below"
         in text
     )
     done = vitrail_command("train", other, "--out", tmp_path / "run", *flags)

@@ -123,6 +123,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_capture_works_on_a_compiled_model():
     """In a process of its own: shape checks at run time, which these tests switch on, cannot be compiled."""
     done = subprocess.run([sys.executable, "-W", "error", "-c", COMPILED], capture_output=True, text=True)

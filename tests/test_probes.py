@@ -186,6 +186,22 @@ def test_protocols_refuse_slips_of_the_pen(run, vitrail_command):
     assert "did you mean few-shot" in vitrail_command("eval", run, "--protocol", "few-shots").err
     wrong = vitrail_command("eval", run, "--protocol", "few-shot", "--set", "seed=3")
     assert wrong.status == 2 and "did you mean seeds" in wrong.err
+    for name in ("few-shot", "calibration"):
+        wrong = vitrail_command("eval", run, "--protocol", name, "--split", "tset")
+        assert (wrong.status, wrong.out) == (3, "") and "VT010" in wrong.err and "did you mean test" in wrong.err
+    wrong = vitrail_command("eval", run, "--protocol", "neighbours", "--beside", run)
+    assert wrong.status == 2 and "--protocol robustness" in wrong.err
+    assert "no such setting of accuracy" in vitrail_command("eval", run, "--set", "seeds=3").err
+
+
+def test_more_neighbours_than_there_are_images_are_refused(parts):
+    train, held, test = parts
+    for others, most in ((held, 250), (None, 249)):
+        assert Neighbours((most,)).measure(train, others, test)["k"] == most
+        with pytest.raises(DataError, match=f"there are {most} to choose from") as refused:
+            Neighbours((most + 1, 5000)).measure(train, others, test)
+        assert refused.value.code == "VT103"
+    assert Neighbours((250,)).obstacle({"a": 100, "b": 150}) and not Neighbours((249,)).obstacle({"a": 100, "b": 150})
 
 
 def test_evaluators_run_while_a_model_trains_and_change_nothing(pictures, tmp_path):

@@ -290,6 +290,7 @@ def test_the_command_writes_a_record_a_figure_and_a_table(run, cnn, vitrail_comm
     assert max(len(line) for line in called.out.splitlines() if str(tmp_path) not in line) <= 80
     absent = {c["name"]: c["absent"] for c in record["curves"] if c["absent"]}
     assert "VT041" in absent["salient (the model's own), black"]["resnet"]
+    assert called.out.count("- resnet: [VT041] ") == 1, "said once, and where people read"
 
 
 def test_the_command_refuses_before_it_writes(run, vitrail_command, tmp_path):

@@ -80,7 +80,8 @@ def test_the_contract(estimator, check):
     check(estimator)
 
 
+@pytest.mark.slow
 def test_the_contract_of_the_embedder():
-    """In the default suite the quicker estimator of the three."""
+    """The quicker estimator of the three; the classifiers are below."""
     results = check_estimator(ViTEmbedder(), on_fail=None, on_skip=None)
     assert not [result["check_name"] for result in results if result["status"] == "failed"] and len(results) > 30

@@ -95,6 +95,10 @@ def train(
         A name of `vitrail models`; default: chosen by the pictures' size.
     weights
         Start from these weights: a run folder, a model folder or a file of any known format.
+    epochs
+        Passes over the training pictures; need not be whole.
+    batch_size
+        Pictures per update.
     lr
         Learning rate of the recipe's optimizer. Several, 0.001,0.003,0.01: each is tried on held-out pictures, the best one
         is then trained on all but the test pictures, as the paper does.

@@ -207,6 +207,9 @@ def _decode_tuple(kind: Any, data: Any, axes: Axes, path: str) -> Any:
     return tuple(decode(part, item, axes, f"{path}[{i}]") for i, (part, item) in pairs)
 
 
+_WORDS = {float: "a number, such as 0.5", int: "a whole number, such as 2", bool: "true or false", str: "a text"}
+
+
 def _decode_scalar(kind: Any, data: Any, path: str) -> Any:
     if kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
         if not abs(data) <= sys.float_info.max:  # JSON knows neither NaN nor infinity
@@ -214,7 +217,7 @@ def _decode_scalar(kind: Any, data: Any, path: str) -> Any:
         return float(data)
     # bool is a subclass of int: True must not pass for 1.
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise _wrong(path, data, f"a value of type {getattr(kind, '__name__', kind)}")
+        raise _wrong(path, data, _WORDS.get(kind) or f"a value of type {getattr(kind, '__name__', kind)}")
     return data
 
 

@@ -197,10 +197,10 @@ def share(value: float, interval: Sequence[float] | None = None) -> str:
 
 
 def spread_text(spread: Spread) -> str:
-    """ "87.3 % ± 0.4 (95 % CI 86.3-88.3, n = 3)": a share's mean, standard deviation and t interval, in percent."""
+    """ "87.3 % ± 0.4 (95 % CI 86.3-88.3, n = 3)": mean, deviation and t interval, in percent, none beyond 0 or 100."""
     if spread.std is None or spread.interval is None:
         return f"{100 * spread.mean:.1f} % (n = 1)"
-    low, high = (100 * bound for bound in spread.interval)
+    low, high = (100 * min(1.0, max(0.0, bound)) for bound in spread.interval)
     return f"{100 * spread.mean:.1f} % ± {100 * spread.std:.1f} (95 % CI {low:.1f}-{high:.1f}, n = {spread.n})"
 
 

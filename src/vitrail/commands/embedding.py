@@ -31,9 +31,8 @@ def run_embed(
         record = {"written": str(done.path), "rows": done.count, "errors": done.errors, **done.facts.__dict__}
         print(json.dumps(record, ensure_ascii=False))
     else:
-        print(
-            f"{done.count - done.errors:,} pictures as {done.facts.dim} features each, {done.errors:,} could not be read"
-        )
+        failed = f"; {done.errors:,} could not be read: their rows say why" if done.errors else ""
+        print(f"{done.count - done.errors:,} pictures as {done.facts.dim} features each{failed}")
         print(f"where  {done.path}")
     return 3 if done.errors else 0
 

@@ -45,9 +45,15 @@ def run_evaluation(
     names = list(dict.fromkeys(protocols)) or ["accuracy"]
     others = [name for name in names if name != "accuracy"]
     settings_of(others, assignments)  # a slip of the pen is told before anything is read
+    if beside is not None and not any(PROTOCOLS[name].compares for name in others):
+        able = [name for name in PROTOCOLS if PROTOCOLS[name].compares]
+        raise UsageError("VT002", f"--beside with {', '.join(names)}", f"--protocol {' or '.join(able)}",
+                         "vitrail compare says which of two runs is better")  # fmt: skip
     predictor = load(model, image_size, machine.torch_device, family)
     opened = "accuracy" in names or any(PROTOCOLS[name].opens for name in others)
     source = source_of(model, data, is_run) if opened else Source(data or "", (), {})
+    if opened:
+        source.split(split)  # VT010, there is none of this name
     second = None if beside is None else load(beside, None, machine.torch_device, None)
     request = Request(model, predictor, source, data, split, beside=second, other=beside)
     folder = out or (model if is_run else None)

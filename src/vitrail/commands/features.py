@@ -49,7 +49,7 @@ def _few_shot_text(record: Mapping[str, Any]) -> list[str]:
 
 def _some(lacking: Mapping[str, int]) -> str:
     named = ", ".join(f"{name} has {count}" for name, count in list(lacking.items())[:3])
-    return named + (f", {len(lacking) - 3} more classes" if len(lacking) > 3 else "")
+    return named + (f", and {len(lacking) - 3} more" if len(lacking) > 3 else "")
 
 
 def _neighbours_text(record: Mapping[str, Any]) -> list[str]:
@@ -62,11 +62,12 @@ def _neighbours_text(record: Mapping[str, Any]) -> list[str]:
 
 def _probe_text(name: str) -> Callable[[Mapping[str, Any]], list[str]]:
     def text(record: Mapping[str, Any]) -> list[str]:
-        edge = "; the edge of what was tried: --set penalties=" if record["at the edge"] else ""
+        edge = ["  at the edge           of those that were tried; --set penalties=[...] tries others"]
         return [
             _head(record, f"{name} on {record['dim']} features"),
             f"  top-1                 {share(record['top1'], record['top1_interval'])}",
-            f"  penalty               {record['penalty']:g}, chosen on {record['chosen on']}{edge}",
+            f"  penalty               {record['penalty']:g}, chosen on {record['chosen on']}",
+            *(edge if record["at the edge"] else []),
         ]
 
     return text

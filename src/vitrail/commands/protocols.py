@@ -56,7 +56,8 @@ def settings_of(names: Sequence[str], assignments: Mapping[str, str]) -> dict[st
         if not any(key.split(".")[0] in known for known in keys.values()):
             every = sorted({known for of_one in keys.values() for known in of_one})
             hint = nearest(key, every) if every else ""
-            raise UsageError("VT003", f"--set {key}: {' and '.join(names)} have no such setting", hint)
+            raise UsageError("VT003", f"--set {key}: no such setting of {' or '.join(names) or 'accuracy'}",
+                             hint or "no --set: it has none")  # fmt: skip
     return {
         name: value and configuration.changed(value, {k: v for k, v in assignments.items() if k.split(".")[0] in keys[name]}, {})
         for name, value in defaults.items()

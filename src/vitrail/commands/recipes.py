@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 
 from vitrail.commands.terminal import wrapped
 from vitrail.errors import UsageError, nearest
@@ -24,10 +25,21 @@ def run_recipes(name: str | None, as_json: bool) -> int:
         facts = [{"name": key, "weights": key in TRANSFERS, "text": text} for key, text in texts.items()]
         print(json.dumps({"recipes": facts}, ensure_ascii=False))
     elif name is not None:
-        print(f"{name}: {texts[name]}")
+        print("\n".join(_whole(name, texts[name])))
     else:
         print("\n".join(_listed(texts)))
     return 0
+
+
+def _whole(name: str, text: str) -> list[str]:
+    """As wide as the terminal; commands, and what a recipe costs and reached, begin a line."""
+    first, *rest = re.split(r"\n+(?=vitrail )|(?<=\S)\n(?=Cost: )", text)
+    lines = wrapped(f"{name}: {first.strip()}", "", "  ")
+    for part in rest:
+        command, *words = part.split("\n", 1) if part.startswith("vitrail ") else ("", part)
+        lines += ["", command] if command else []
+        lines += ["", *wrapped(words[0], "", "")] if words else []
+    return lines
 
 
 def _listed(texts: dict[str, str]) -> list[str]:

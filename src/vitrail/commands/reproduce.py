@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ def run_reproduction(
         raise UsageError("VT135", f"there is no experiment {name!r}", nearest(name, EXPERIMENTS), "vitrail reproduce")
     experiment = EXPERIMENTS[name]
     if not models:
-        print(json.dumps({"name": name, "text": experiment.text}) if as_json else f"{name}: {experiment.text}")
+        print(json.dumps({"name": name, "text": experiment.text}) if as_json else _told(name, experiment.text))
         return 0
     settings = _checked(name, experiment, models, out, assignments)
     machine = Machine(device)
@@ -75,6 +77,15 @@ def _listing(as_json: bool) -> str:
     return "\n".join([*lines, "", *more])
 
 
+def _told(name: str, text: str) -> str:
+    """One experiment in its own words: a title, then LABEL and, eleven columns in, sentences that may go on below."""
+    title, *parts = re.sub(r"\n {11}", " ", text).split("\n")
+    lines = wrapped(f"{name}: {title}", "", "  ")
+    for part in parts:
+        lines += wrapped(part[11:], part[:11], " " * 11) if part else [""]
+    return "\n".join(lines)
+
+
 def _checked(
     name: str, experiment: Experiment, models: Sequence[Path], out: Path | None, assignments: Mapping[str, str]
 ) -> Any:
@@ -90,6 +101,10 @@ def _checked(
         if assignments:
             raise UsageError("VT003", f"--set {next(iter(assignments))}: {name} has no settings", "no --set")
         return None
+    known = [field.name for field in dataclasses.fields(experiment.settings)]
+    if unknown := [key for key in assignments if key not in known]:
+        hint = nearest(unknown[0], known)
+        raise UsageError("VT003", f"--set {unknown[0]}: no such setting of {name}", hint, f"vitrail reproduce {name}")
     return configuration.changed(experiment.settings, assignments, {})
 
 

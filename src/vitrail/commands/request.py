@@ -86,6 +86,7 @@ class Protocol:
         text: the record as lines of at most 80 columns.
         settings: a frozen dataclass with the defaults of what --set may change.
         opens: whether its images are those of the source; where not, it opens what --data names by itself.
+        compares: whether it puts the model of --beside next to the first.
     """
 
     summary: str
@@ -93,6 +94,7 @@ class Protocol:
     text: Callable[[Mapping[str, Any]], list[str]]
     settings: Any = None
     opens: bool = True
+    compares: bool = False
 
 
 def positions(source: Source, classifier: Classifier) -> list[int]:

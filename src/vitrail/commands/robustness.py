@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Literal
 
 import numpy as np
@@ -208,6 +209,8 @@ def text(record: Mapping[str, Any]) -> list[str]:
             group = curve["group"]
             lines.append(group)
         lines.append(_line(curve, names))
+    why = {f"  - {name}: {reason}": None for curve in record["curves"] for name, reason in curve["absent"].items()}
+    lines += ["", *(part for line in why for part in wrap(line, 80, subsequent_indent="    "))] if why else []
     if record["checks"]:
         failed = [check for check in record["checks"] if not check["holds"]]
         lines += ["", f"checks of the attacks: {len(record['checks']) - len(failed)} of {len(record['checks'])} hold"]
@@ -269,5 +272,7 @@ def _line(curve: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    "robustness": Protocol("what a model still knows of changed pictures, beside another", run, text, Robustness()),
+    "robustness": Protocol(
+        "what a model still knows of changed pictures, beside another", run, text, Robustness(), compares=True
+    ),
 }

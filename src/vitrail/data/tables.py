@@ -43,6 +43,14 @@ def rows_of_folder(root: Path) -> list[Row]:
         )  # fmt: skip
     if "train" in split_folders.values():
         rows = [row for folder, split in split_folders.items() for row in _rows_of_classes(root, folder, split)]
+        empty = [
+            folder.name for folder in split_folders if not any(p.suffix.lower() in SUFFIXES for p in folder.rglob("*"))
+        ]
+        if rows and empty:
+            raise DataError(
+                "VT012", f"{root} has no pictures in {' and '.join(empty)}/", "pictures in every split that has a folder",
+                "put them there, or remove the empty folder: part of train is then held out",
+            )  # fmt: skip
     else:
         rows = _rows_of_classes(root, root, None)
     if rows:

@@ -86,7 +86,7 @@ def search(
         UsageError: VT105, the table was made with another model. VitrailError: VT106, it is damaged, or no such table.
     """
     if not 1 <= top <= MOST_FOUND:
-        raise UsageError("VT002", f"top {top}", f"1 to {MOST_FOUND}")
+        raise UsageError("VT002", f"--top {top}", f"1 to {MOST_FOUND}")
     if len(queries) > MOST_QUERIES:
         raise UsageError("VT002", f"{len(queries):,} queries", f"at most {MOST_QUERIES:,} at a time")
     known = opened(Path(table))

@@ -144,7 +144,7 @@ class Features:
             raise DataError(
                 "VT102", f"the model gives all {len(self):,} pictures of {what} the same features, so nothing can be "
                 "learnt from them", "features that differ from picture to picture",
-                "vitrail models inspect MODEL; weights that were never trained, or that collapsed, do this",
+                "look at the pictures: all alike? If not, weights that were never trained, or that collapsed, do this",
             )  # fmt: skip
         return self
 

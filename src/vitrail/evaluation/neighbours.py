@@ -116,6 +116,9 @@ class Neighbours(Frozen):
         require(1e-4 <= self.temperature <= 1e4, "temperature", self.temperature, "1e-4 to 1e4")
 
     def measure(self, train: Features, held: Features | None, test: Features) -> dict[str, Any]:
+        # Where none are held out, each is left out of its own neighbours.
+        if (problem := self._problem(len(train) - (held is None))) is not None:
+            raise problem
         classes = np.eye(len(train.classes), dtype=np.float32)
         known = Known(train.values, classes[train.labels], cosine)
         others = None if held is None else (held.values, classes[held.labels])
@@ -130,7 +133,14 @@ class Neighbours(Frozen):
         }  # fmt: skip
 
     def obstacle(self, counts: Mapping[str, int]) -> DataError | None:
-        return None
+        return self._problem(sum(counts.values()) - 1)
+
+    def _problem(self, most: int) -> DataError | None:
+        fewest = min(self.counts)
+        if fewest <= max(1, most):
+            return None
+        return DataError("VT103", f"too few training images for {fewest} neighbours: there are {most} to choose from",
+                         f"at least {fewest}", "fewer neighbours: --set counts=[1,5]; or more images")  # fmt: skip
 
     def numbers(self, record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         yield "top1", record["top1"]

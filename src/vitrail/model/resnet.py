@@ -110,8 +110,8 @@ class ResNet(Backbone):
         """Refused: there is nothing to record."""
         raise UsageError(
             "VT041", "a ResNet has no attention: its convolutions mix what lies side by side", "a model with attention",
-            "a ViT, or a hybrid, whose encoder attends to the places of a ResNet's map; a ResNet predicts, is evaluated "
-            "and reported like any model, and model.features(images) gives its maps",
+            "a ViT, or a hybrid, whose encoder attends to the places of a ResNet's map; a ResNet is explained by "
+            "vitrail explain --method grad-cam or pixel-occlusion, and model.features(images) gives its maps",
         )  # fmt: skip
 
     def at(self, image_size: tuple[int, int]) -> ResNet:

@@ -46,6 +46,7 @@ def bit(source: Source, model: str | None = None, image_size: tuple[int, int] | 
     vitrail train FOLDER --recipe bit --model R50x1
     Cost: 90 epochs of batches of 4,096; `--plan` measures it. Published: BiT-S R152x4 81.30 %, BiT-M 85.39 % top-1 on
     ImageNet; the same SGD for 7 epochs of JFT, R50x1 78.24 %, with Adam 77.54 % (ViT paper, table 7).
+    Not run here at full size.
     """
     base = paper_imagenet(source, model or "R50x1", image_size)
     training = replace(base.training, epochs=90.0, clip=None)
@@ -67,7 +68,7 @@ def bit_hyperrule(source: Source, weights: str, image_size: tuple[int, int] | No
     SGD 0.003, batch 512, 500 / 10,000 / 20,000 steps below 20,000 / 500,000 images and above, rate times 0.1 at 30, 60
     and 90 %, mixup 0.1 but in the first; pictures below 96 px are read at 160 and cut to 128, others 448 and 384.
     Cost: `--plan` measures it. Published for BiT-L R152x4: ImageNet 87.54 %, CIFAR-10 99.37 %, CIFAR-100 93.51 %,
-    Pets 96.62 %, Flowers 99.63 %.
+    Pets 96.62 %, Flowers 99.63 %. Not run here at full size.
     """
     checkpoint = read(weights)
     seen = look(source.split("train"))
@@ -102,6 +103,7 @@ def augreg(source: Source, model: str | None = None, image_size: tuple[int, int]
     vitrail train FOLDER --recipe augreg --model ViT-S/16; other levels: --set augmentation=none, light1 ... strong2.
     Cost: 94,000 steps of 4,096 images; `--plan` measures it. Published for weights of ImageNet-21k, fine-tuned at 384 px:
     L/16 85.59 %, B/16 85.49 %, S/16 83.73 %, Ti/16 78.22 %, B/32 83.59 %, S/32 79.58 % (README of vision_transformer).
+    Not run here at full size.
     """
     name = model or "ViT-S/16"
     base = paper_imagenet(source, name, image_size)
@@ -127,6 +129,7 @@ def better_baseline(source: Source, model: str | None = None, image_size: tuple[
 
     vitrail train FOLDER --recipe better-baseline; 150 and 300 epochs: --epochs.
     Cost: 113,000 steps of 1,024 images, 6 to 7 h on a TPU v3-8; `--plan` measures it. Published: 76.5 % top-1 on ImageNet.
+    Not run here at full size.
     """
     base = paper_imagenet(source, model or "ViT-S/16", image_size)
     config = base.model
@@ -150,9 +153,9 @@ def vit_g(source: Source, model: str | None = None, image_size: tuple[int, int] 
 
     vitrail train FOLDER --recipe vit-g --model ViT-G/14
     Adafactor in less than half of Adam's memory; the rate falls with the reciprocal square root of the steps, and to 0
-    in the last 50,000. The decays, 3 and 0.03, and the rate, 8e-4, are from memory.
+    in the last 50,000. The decays, 3 and 0.03, and the rate, 8e-4, could not be compared with the paper.
     Cost: some 1,850 million parameters: not for one machine; `--plan` says what there is to it. Published: G/14 90.45 % top-1
-    on ImageNet, 84.86 % with ten images a class.
+    on ImageNet, 84.86 % with ten images a class. Not run here at full size.
     """
     base = paper_jft(source, model or "ViT-G/14", image_size)
     config = base.model

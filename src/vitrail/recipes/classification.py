@@ -186,9 +186,12 @@ def head_words(checkpoint: Checkpoint, classes: Sequence[str], known: Sequence[s
     if len(known) == len(classes) == len(checkpoint.classes):
         return f"the head is kept: the weights know all {len(classes)} classes by name"
     new, gone = [n for n in classes if n not in known], [n for n in checkpoint.classes if n not in known]
-    parts = [f"{len(known)} classes are kept, matched by name"]
-    parts += [f"{len(new)} are new: {_listed(new)}"] if new else []
-    return "; ".join(parts + ([f"{len(gone)} of the weights are dropped: {_listed(gone)}"] if gone else []))
+    parts = [f"{len(known)} {'class is' if len(known) == 1 else 'classes are'} kept, matched by name"]
+    parts += [f"{len(new)} {'is' if len(new) == 1 else 'are'} new: {_listed(new)}"] if new else []
+    return "; ".join(
+        parts
+        + ([f"{len(gone)} of the weights {'is' if len(gone) == 1 else 'are'} dropped: {_listed(gone)}"] if gone else [])
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ def train(
     data: str,
     out: str | os.PathLike[str] | None = None,
     asked: Asked = Asked(),
-    machine: Machine = Machine(),
+    machine: Machine | None = None,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Result:
@@ -57,6 +57,7 @@ def train(
         UsageError: VT021, the folder holds a run of another command; the message shows the difference.
         VitrailError: everything that can go wrong with data, disk and numbers.
     """
+    machine = machine or Machine()  # not in the signature, where it would be what the computer was at the import
     usage = Usage.begin()
     source, asked_for = plan_run(data, asked)
     folder = Path(out) if out is not None else default_folder(source, asked_for, asked)

@@ -107,7 +107,7 @@ def _too_short(tried: Rehearsal, fixed: float, epoch: float) -> UsageError:
         else "; fewer pictures, or --model and --image-size, make it shorter"
     )
     return UsageError(
-        "VT008", f"{duration(run.time_limit)} are too short: one epoch takes about {duration(epoch)}"
+        "VT008", f"{duration(run.time_limit)} is too short: one epoch takes about {duration(epoch)}"
         + (f" with its {len(run.grid.rates)} trials" if run.grid else "") + f", all else {duration(fixed)}",
         "time for one epoch at least, and a seventh in reserve", f"--time-limit {math.ceil(need / 60)}m{others}",
     )  # fmt: skip

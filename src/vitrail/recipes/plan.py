@@ -108,7 +108,7 @@ def plan(
     data: str,
     out: Path | None = None,
     asked: Asked = Asked(),
-    machine: Machine = Machine(),
+    machine: Machine | None = None,
     overwrite: bool = False,
     room: Room | None = None,
 ) -> Plan:
@@ -120,6 +120,7 @@ def plan(
     Raises:
         VitrailError: all that `train` refuses before it begins.
     """
+    machine = machine or Machine()
     usage = Usage.begin()
     with measured(usage) as opening:
         source, run = plan_run(data, asked)
