@@ -7,10 +7,13 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import tiny
-from vitrail.errors import UsageError
+import vitrail
+from vitrail.errors import UsageError, VitrailError
 from vitrail.recipes.execute import Machine
 
 
@@ -254,6 +257,24 @@ def test_models_that_are_none(refused, pictures, run, tmp_path):
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     assert "not a whole .safetensors file" in refused(1, "VT070", "predict", "cut", picture)
+
+
+def test_answers_that_are_no_numbers_are_refused(refused, pictures, run, tmp_path):
+    """Weights may be finite and what they come to is not; the largest of NaN would be the first class."""
+    shutil.copytree(run / "checkpoints" / "step-12", tmp_path / "loud")
+    weights = load_file(tmp_path / "loud" / "model.safetensors")
+    scale = next(name for name in weights if "norm" in name and name.endswith("weight"))
+    save_file({**weights, scale: torch.full_like(weights[scale], 3e38)}, tmp_path / "loud" / "model.safetensors")
+    picture = next(pictures.rglob("*.png"))
+    assert "answers to 1 of 1 pictures are not finite" in refused(1, "VT044", "predict", "loud", picture)
+    for typed in ((), ("--protocol", "calibration")):
+        refused(1, "VT044", "eval", "loud", "--data", pictures, "--out", "run", *typed)
+    refused(3, "VT101", "eval", "loud", "--data", pictures, "--protocol", "few-shot")
+    model, images = vitrail.load("loud"), np.zeros((1, 1, 8, 8), np.uint8)
+    with pytest.raises(VitrailError, match="not finite"):
+        model.gradients(images, np.eye(2, dtype=np.float32)[:1])
+    with pytest.raises(VitrailError, match="not finite"):
+        model.logits_of_patches(images, np.zeros((1, 1), np.int64))
 
 
 class Bomb:

@@ -161,6 +161,17 @@ def test_every_recipe_says_its_command_its_cost_and_a_result(recipe, vitrail_com
     assert "Cost: " in text and re.search(r"(Published|Measured|[Mm]easured)\b.*\d+(\.\d+)? %", text), text
 
 
+def test_a_recipe_is_as_wide_as_the_terminal_and_its_command_whole(vitrail_command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    for recipe in (*RECIPES, *TRANSFERS):
+        lines = vitrail_command("recipes", recipe).out.splitlines()
+        assert all(len(line) <= 60 for line in lines if not line.startswith("vitrail ")), recipe
+        assert any(line.startswith("Cost: ") for line in lines), recipe
+        assert "" not in (lines[0], lines[-1]) and "\n\n\n" not in "\n".join(lines), recipe
+    command = "vitrail train FOLDER --weights ViT-B_16.npz --recipe paper-fine-tuning --lr 0.001,0.003,0.01,0.03"
+    assert command in vitrail_command("recipes", "paper-fine-tuning").out.splitlines()
+
+
 def test_recipes_are_listed_in_a_line_each(vitrail_command):
     listed = vitrail_command("recipes").out
     assert all(re.search(rf"^  {recipe} ", listed, re.M) for recipe in (*RECIPES, *TRANSFERS))

@@ -88,7 +88,8 @@ def train(
     Parameters
     ----------
     data
-        Folder (one folder per class, or train/val/test above), .csv with path,label[,split], fashion-mini, fashion-mnist.
+        Folder (one folder per class, or train/val/test above), .csv with path,label[,split] (several labels: cat;dog),
+        fashion-mini, fashion-mnist.
     recipe
         `vitrail recipes` lists them; default from-scratch, with weights fine-tune.
     model

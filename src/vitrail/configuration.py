@@ -82,7 +82,11 @@ def changed(config: Any, assignments: Mapping[str, str], axes: Axes) -> Any:
             kind = _field_type(kind, name, place, axes, key)
             place = place.get(name)
             if not isinstance(place, dict):
-                raise UsageError("VT003", f"--set {key}: {name} has no parts", "a key of the configuration")
+                whole = ".".join(parents[: parents.index(name) + 1])
+                raise UsageError(
+                    "VT003", f"--set {key}: {name} has no parts", "a key of the configuration",
+                    f"where it can have parts, set it first: --set {whole}=..., then --set {key}=...",
+                )  # fmt: skip
         kind = _field_type(kind, last, place, axes, key)
         value = text if kind is str else _read_text(text)
         place[last] = {"type": value} if kind in axes and isinstance(value, str) else value

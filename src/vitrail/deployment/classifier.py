@@ -86,8 +86,9 @@ class Classifier:
         return self.checkpoint.temperature
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Raises VitrailError where they are not finite: VT044. Any class would be the largest of NaN."""
         with torch.inference_mode():
-            return self.module(self._normalised(images)).float().cpu().numpy()
+            return _finite(self.module(self._normalised(images)).float().cpu().numpy())
 
     def represent(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -106,7 +107,7 @@ class Classifier:
             else:
                 loss = F.cross_entropy(logits, truth, reduction="sum")  # a sum, so that each image has its own
             (gradient,) = torch.autograd.grad(loss, pixels)
-        return logits.detach().cpu().numpy(), gradient.cpu().numpy()
+        return _finite(logits.detach().cpu().numpy()), gradient.cpu().numpy()
 
     def logits_of_patches(self, images: NDArray[np.uint8], kept: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits from some patches alone; the others are dropped after their positions were added.
@@ -125,7 +126,7 @@ class Classifier:
             )  # fmt: skip
         with torch.inference_mode():
             tokens = self.module.embed(self._normalised(images)).only(torch.from_numpy(kept).to(self.device))
-            return self.module.head(self.module.pool(self.module.encode(tokens))).float().cpu().numpy()
+            return _finite(self.module.head(self.module.pool(self.module.encode(tokens))).float().cpu().numpy())
 
     def _normalised(self, images: NDArray[np.uint8]) -> torch.Tensor:
         return self.preprocessing.normalise(torch.from_numpy(images).to(self.device))
@@ -195,6 +196,15 @@ class Classifier:
         labels = tuple(c for c, p in zip(self.classes, probabilities, strict=True) if p >= 0.5)
         name = "<array>" if isinstance(source, np.ndarray) else "<bytes>" if isinstance(source, bytes) else str(source)
         return Prediction(name, *top[0], top, labels if self.multi_label else None)
+
+
+def _finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    if bad := int((~np.isfinite(logits)).any(axis=-1).sum()):
+        raise VitrailError(
+            "VT044", f"the model's answers to {bad} of {len(logits)} pictures are not finite", "a number for every class",
+            "its weights are damaged or far too large: take an earlier checkpoint, or a copy",
+        )  # fmt: skip
+    return logits
 
 
 def load(
