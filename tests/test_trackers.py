@@ -36,7 +36,7 @@ loop.LOG_EVERY, tracking.PATIENCE_SECONDS = 1, 200
 update, run = loop.Trainer._update, Path({run!r})
 
 def session(names):
-    train({data!r}, run, Asked(settings=tiny.SETTINGS), Machine("cpu", trackers=named(names)))
+    train({data!r}, run, Asked(settings=tiny.SETTINGS), Machine("cpu", 0, trackers=named(names)))
 
 loop.Trainer._update = lambda self, batch: 1 / 0 if self.step == 7 else update(self, batch)
 try:
