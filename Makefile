@@ -26,8 +26,9 @@ axe: $(VENV)/axe/node_modules/axe-core/axe.min.js
 $(VENV)/axe/node_modules/axe-core/axe.min.js:
 	@npm install --prefix $(VENV)/axe --no-audit --no-fund --silent axe-core@4.14.1
 
+# Two processes, a file of tests each; one thread each, which tests/conftest.py sees to.
 test: install
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The long checks: kills at random instants, worker counts, whole recipes. docs/measurements.md has their figures.
 soak: install

@@ -192,6 +192,22 @@ def test_weights_that_are_not_finite_are_never_saved(pictures, tmp_path, monkeyp
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-4\n"
 
 
+def test_answers_that_are_not_finite_end_the_run_as_a_loss_does(pictures, tmp_path, monkeypatch):
+    """Weights of 3e38 are numbers, sums of them are not: a learning rate of a grid that came to this has diverged."""
+    update = Trainer._update
+
+    def acting(self, batch):
+        update(self, batch)
+        if self.step == 8:
+            with torch.no_grad():
+                self.parts.objective.backbone.head.linear.weight.fill_(3e38)
+
+    monkeypatch.setattr(Trainer, "_update", acting)
+    with pytest.raises(VitrailError, match=r"step 8: the model's answers .* are not finite.*step-4 is good") as caught:
+        tiny.tiny(pictures, tmp_path)
+    assert caught.value.code == "VT080"
+
+
 def test_a_request_to_stop_that_comes_with_the_last_step_is_heard(pictures, run, tmp_path, monkeypatch):
     """Everything is trained and saved; what is left is to judge it, which the same command does."""
     folder, evaluate = tmp_path / "run", Trainer._evaluate

@@ -227,17 +227,26 @@ class Trainer:
         return done > (self.step - 1) * self.settings.evaluations // self.total or self.step == self.total
 
     def _evaluate(self) -> None:
+        self._check_weights()
         self.parts.objective.eval()
-        self.facts = self.parts.evaluate()
+        try:
+            self.facts = self.parts.evaluate()
+        except VitrailError as error:
+            if error.code == "VT044":  # finite weights, answers that are none
+                raise self._not_a_number(error.what, error.expected) from error
+            raise
         if self.facts:  # none where no image was held out
             self._log({name: value for name, value in self.facts.items() if math.isfinite(value)})
         self.progress.evaluated(self.step, self.facts)
 
-    def _save(self) -> float:
+    def _check_weights(self) -> None:
         named = self.parts.objective.named_parameters()
         if bad := [name for name, values in named if not bool(values.isfinite().all())]:
             what = f"the weights {', '.join(bad[:3])} are not finite; they were not saved"
             raise self._not_a_number(what, "finite weights")
+
+    def _save(self) -> float:
+        self._check_weights()
         score = next(iter(self.facts.values()), -math.inf)
         if score > self.best or not self.facts or self.best_step == 0:  # where nothing chooses, the last is the best
             self.best, self.best_step = max(self.best, score), self.step
