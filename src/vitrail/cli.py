@@ -183,7 +183,7 @@ def embed(
     model: Model, files: Files = [], /, *, out: Table, image_size: Size = None, family: Family = None,  # noqa: B006
     device: Device = "auto", json_: Json = False,
 ) -> int:  # fmt: skip
-    """Turn pictures into a table of features, one row each: files, folders, patterns, a .csv list, or -.
+    """Turn pictures into a table of features, one row each: files, folders, patterns, .csv lists, .tar shards, or -.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vitrail.data.shards import is_shard, members
 from vitrail.data.tables import read_csv
 from vitrail.deployment.classifier import pictures_below
 
@@ -42,9 +43,10 @@ def _from_stdin() -> Iterator[tuple[str, str | bytes]]:
 
 
 def listed(files: Sequence[str]) -> Iterator[tuple[str, str | bytes]]:
-    """The same, and for a .csv file the pictures that it lists, named as there."""
+    """The same, for a .csv file the pictures that it lists, named as there, and those inside a .tar shard."""
     for text in files:
         if text.lower().endswith(".csv") and Path(text).is_file():
             yield from ((row.id, row.path) for row in read_csv(Path(text)))
         else:
-            yield from expanded([text])
+            for name, source in expanded([text]):
+                yield from members(name) if isinstance(source, str) and is_shard(source) else [(name, source)]

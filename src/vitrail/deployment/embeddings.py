@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrail.data.shards import is_shard, members
 from vitrail.deployment.classifier import Classifier, Source, load, pictures_below
 from vitrail.deployment.tables import Facts, Row, opened, writing
 from vitrail.errors import DataError, UsageError
@@ -48,7 +49,7 @@ def embed(
 
     Args:
         model: a loaded model, or its path; what `represent` gives is written.
-        sources: paths, folders (all pictures below, by name), bytes or arrays; or pairs of a name and one of these.
+        sources: paths, folders (all pictures below, by name), .tar shards, bytes or arrays; or pairs of a name and one of these.
         out: .parquet (columns file, status, error, embedding) or .npy (float32, rows of NaN for errors, with the other
             columns in OUT.rows.jsonl beside it).
 
@@ -137,7 +138,7 @@ def represented(classifier: Classifier, sources: Iterable[tuple[str, Source]]) -
 
 
 def _named(sources: Iterable[Source | tuple[str, Source]]) -> Iterator[tuple[str, Source]]:
-    """Names as they were given, and folders replaced by the pictures below them."""
+    """Names as they were given; folders replaced by the pictures below them, .tar shards by those inside."""
     for source in sources:
         if isinstance(source, tuple):
             yield source
@@ -147,6 +148,8 @@ def _named(sources: Iterable[Source | tuple[str, Source]]) -> Iterator[tuple[str
             yield "<bytes>", source
         elif Path(source).is_dir():
             yield from ((str(path), str(path)) for path in pictures_below(Path(source)))
+        elif is_shard(os.fspath(source)):
+            yield from members(os.fspath(source))
         else:
             yield str(source), source
 
