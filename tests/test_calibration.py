@@ -8,6 +8,7 @@ from scipy import optimize, stats
 
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation.accuracy import Outcome
+from vitrail.evaluation.answers import CalibrationError, ConformalSets
 from vitrail.evaluation.calibration import brier, change, equal_mass_error, equal_width_error, quality
 from vitrail.evaluation.conformal import SCORES, conformal, drawn, rank_of
 from vitrail.evaluation.selective import risk_coverage, threshold
@@ -247,3 +248,25 @@ def test_answers_that_cannot_be_judged(found, mention):
     with pytest.raises(DataError, match=mention) as caught:
         classified(found, "val")
     assert caught.value.code == "VT110"
+
+
+def test_what_is_watched_while_a_model_trains_is_what_the_protocols_measure():
+    """Against the sums written out; every second image calibrates, the others are measured."""
+    rng = np.random.default_rng(5)
+    logits, labels = rng.normal(size=(200, 4)) * 2, rng.integers(0, 4, 200)
+    answers = Classified(logits.astype(np.float32), labels)
+    powers = np.exp(answers.logits.astype(np.float64))
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    found = dict(CalibrationError().numbers(answers, np.zeros(200)))
+    best, hit = shares.max(axis=1), shares.argmax(axis=1) == labels
+    bins = [(best > low / 10) & (best <= (low + 1) / 10) for low in range(10)]
+    assert found["ece"] == pytest.approx(sum(abs(best[part].sum() - hit[part].sum()) for part in bins) / 200)
+    assert found["brier"] == pytest.approx(((shares - np.eye(4)[labels]) ** 2).sum(axis=1).mean())
+    sets = dict(ConformalSets(alpha=0.2).numbers(answers, np.zeros(200)))
+    limit = np.sort(1 - shares[::2][np.arange(100), labels[::2]])[int(np.ceil(101 * 0.8)) - 1]
+    members = 1 - shares[1::2] <= limit
+    assert (
+        sets["coverage"] == members[np.arange(100), labels[1::2]].mean()
+        and sets["set-size"] == members.sum(axis=1).mean()
+    )
+    assert not dict(ConformalSets().numbers(answers.subset(slice(0, 1)), np.zeros(1)))

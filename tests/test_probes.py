@@ -18,7 +18,7 @@ from vitrail.evaluation.logistic import Regression
 from vitrail.evaluation.neighbours import Known, Neighbours
 from vitrail.evaluation.probes import LinearProbe, LogisticProbe
 from vitrail.nearest import cosine, nearest
-from vitrail.recipes.run import FROZEN
+from vitrail.recipes.run import EVALUATORS, FROZEN
 
 PROTOCOLS = ("few-shot", "neighbours", "linear-probe", "logistic-probe")
 
@@ -207,10 +207,11 @@ def test_more_neighbours_than_there_are_images_are_refused(parts):
 def test_evaluators_run_while_a_model_trains_and_change_nothing(pictures, tmp_path):
     """The axis `evaluators`: numbers in the log, weights bit for bit those of a run without."""
     plain = tiny.tiny(pictures, tmp_path / "plain")
-    watched = tiny.tiny(pictures, tmp_path / "watched", evaluators="few-shot,neighbours,linear-probe,logistic-probe")
+    watched = tiny.tiny(pictures, tmp_path / "watched", evaluators=",".join(EVALUATORS))
     assert tiny.digests(plain.folder) == tiny.digests(watched.folder)
     last = [record for record in tiny.records(watched.folder) if "val/top1" in record][-1]
     assert {"few-shot/5-shot", "neighbours/top1", "linear-probe/top1", "logistic-probe/top1"} <= set(last)
+    assert {"calibration/ece", "calibration/brier", "conformal/coverage", "conformal/set-size"} <= set(last)
     assert set(FROZEN) == set(PROTOCOLS)
 
 

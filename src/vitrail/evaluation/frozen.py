@@ -16,7 +16,11 @@ from vitrail.evaluation.features import Features, features_of, labels_of
 from vitrail.predictor import Predictor
 
 
-class Frozen(ABC):
+class Watching:
+    """What may be measured at every evaluation of a run, beside accuracy."""
+
+
+class Frozen(Watching, ABC):
     """A protocol: its settings are a frozen dataclass, comparable and JSON-serialisable."""
 
     @abstractmethod

@@ -20,7 +20,8 @@ from vitrail.data.sources import Source
 from vitrail.deployment.classifier import Classifier
 from vitrail.errors import UsageError
 from vitrail.evaluation.accuracy import Accuracy
-from vitrail.evaluation.frozen import Evaluations
+from vitrail.evaluation.answers import Answers, OnAnswers
+from vitrail.evaluation.frozen import Evaluations, Frozen
 from vitrail.model.backbone import Backbone, build
 from vitrail.model.low_rank import merged
 from vitrail.recipes.run import AXES, Run
@@ -128,14 +129,16 @@ def trainer_of(
     return Trainer(parts, run.training, folder, progress)
 
 
-def _evaluators(run: Run, source: Source, pictures: Mapping[str, Pictures]) -> list[Accuracy | Evaluations]:
+def _evaluators(run: Run, source: Source, pictures: Mapping[str, Pictures]) -> list[Accuracy | Evaluations | Answers]:
     """Accuracy first, which decides what the best model is; none where val has joined train."""
     if "val" not in pictures:
         return []
-    found: list[Accuracy | Evaluations] = [Accuracy("val", pictures["val"])]
-    if run.evaluators:
-        named = {configuration.encode(protocol, AXES)["type"]: protocol for protocol in run.evaluators}
-        found.append(Evaluations.of(named, pictures["train"], pictures["val"], source.classes))
+    found: list[Accuracy | Evaluations | Answers] = [Accuracy("val", pictures["val"])]
+    named = {configuration.encode(protocol, AXES)["type"]: protocol for protocol in run.evaluators}
+    if frozen := {name: protocol for name, protocol in named.items() if isinstance(protocol, Frozen)}:
+        found.append(Evaluations.of(frozen, pictures["train"], pictures["val"], source.classes))
+    if answers := {name: protocol for name, protocol in named.items() if isinstance(protocol, OnAnswers)}:
+        found.append(Answers.of(answers, pictures["val"], source.classes, source.multi_label))
     return found
 
 

@@ -12,8 +12,9 @@ from vitrail.data.mixing import CutMix, EitherMixing, Mixing, Mixup
 from vitrail.data.order import SAMPLINGS, Sampling, Shuffled
 from vitrail.data.transforms import TRANSFORMS, Flip, RandAugment, RandomResizedCrop, Transform
 from vitrail.errors import UsageError
+from vitrail.evaluation.answers import ON_ANSWERS
 from vitrail.evaluation.fewshot import FewShot
-from vitrail.evaluation.frozen import Frozen
+from vitrail.evaluation.frozen import Frozen, Watching
 from vitrail.evaluation.neighbours import Neighbours
 from vitrail.evaluation.probes import LinearProbe, LogisticProbe
 from vitrail.model.backbone import BackboneConfig
@@ -37,9 +38,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
 FROZEN: dict[str, type[Frozen]] = {
     "few-shot": FewShot, "neighbours": Neighbours, "linear-probe": LinearProbe, "logistic-probe": LogisticProbe
 }  # fmt: skip
+EVALUATORS: dict[str, type[Watching]] = {**FROZEN, **ON_ANSWERS}
 AXES: configuration.Axes = {
     **MODEL_AXES, Transform: TRANSFORMS, Sampling: SAMPLINGS, Objective: OBJECTIVES, Optimizer: OPTIMIZERS,
-    Schedule: SCHEDULES, Tuning: TUNINGS, Frozen: FROZEN,
+    Schedule: SCHEDULES, Tuning: TUNINGS, Watching: EVALUATORS,
 }  # fmt: skip
 
 
@@ -124,7 +126,7 @@ class Run:
         sampling: which images an epoch holds.
         tuning: what of the model learns.
         thrift: what makes a step cheaper.
-        evaluators: what else is measured on val at every evaluation, on frozen features; changes nothing else.
+        evaluators: what else is measured on val at every evaluation; changes nothing else.
         weights: the checkpoint that training starts from; None for random weights.
         keep_classes: what the weights say of classes that they know by name is kept; False for a head of zeros.
         grid: learning rates to choose from; None for the optimizer's own.
@@ -144,7 +146,7 @@ class Run:
     sampling: Sampling = Shuffled()
     tuning: Tuning = Everything()
     thrift: Thrift = Thrift()
-    evaluators: tuple[Frozen, ...] = ()
+    evaluators: tuple[Watching, ...] = ()
     weights: str | None = None
     keep_classes: bool = False
     grid: Grid | None = None
@@ -188,9 +190,9 @@ class Run:
     def changed(self, assignments: dict[str, str]) -> Run:
         """With `--set` keys replaced, `augmentation` also by a level of AugReg, `evaluators` by names with commas."""
         names = assignments.get("evaluators", "[]").split(",")
-        if all(name in FROZEN for name in names):
+        if all(name in EVALUATORS for name in names):
             rest = {name: text for name, text in assignments.items() if name != "evaluators"}
-            return replace(self, evaluators=tuple(FROZEN[name]() for name in names)).changed(rest)
+            return replace(self, evaluators=tuple(EVALUATORS[name]() for name in names)).changed(rest)
         if (level := assignments.get("augmentation")) in AUGREG:
             rest = {name: text for name, text in assignments.items() if name != "augmentation"}
             return replace(self, augmentation=AUGREG[str(level)]).changed(rest)
