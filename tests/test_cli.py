@@ -26,8 +26,9 @@ def files_below(folder):
     return sorted(path for path in folder.rglob("*"))
 
 
-def type_in(monkeypatch, content):
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+def type_in(monkeypatch, content, by_hand=False):
+    stdin = SimpleNamespace(buffer=io.BytesIO(content), isatty=lambda: by_hand)
+    monkeypatch.setattr(sys, "stdin", stdin)
 
 
 @pytest.mark.parametrize("verb", [[], *([name] for name in verbs()), ["data", "fetch"]], ids=" ".join)
@@ -306,6 +307,17 @@ def test_threads_do_not_turn_in_place_for_ever(vitrail_command, monkeypatch, own
         monkeypatch.setenv("GOMP_SPINCOUNT", own)
     assert vitrail_command("--version").status == 0
     assert os.environ.pop("GOMP_SPINCOUNT") == (own or "3000")
+
+
+def test_a_command_that_waits_for_the_keyboard_says_so(run, pictures, vitrail_command, monkeypatch):
+    picture = (
+        next((pictures / "train").rglob("*.png")) if (pictures / "train").is_dir() else next(pictures.rglob("*.png"))
+    )
+    type_in(monkeypatch, f"{picture}\n".encode(), by_hand=True)
+    answer = vitrail_command("predict", run, "-")
+    assert answer.status == 0 and str(picture) in answer.out and "Ctrl-D" in answer.err
+    type_in(monkeypatch, f"{picture}\n".encode())
+    assert vitrail_command("predict", run, "-").err == ""
 
 
 @pytest.mark.parametrize("words", [["recipes"], ["models", "inspect", "nowhere", "--json"]])

@@ -30,6 +30,8 @@ def expanded(files: Sequence[str]) -> Iterator[tuple[str, str | bytes]]:
 
 def _from_stdin() -> Iterator[tuple[str, str | bytes]]:
     """One picture's bytes, or one path a line."""
+    if sys.stdin.isatty():
+        print("reading standard input: paths, one a line; Ctrl-D ends them", file=sys.stderr)
     content = sys.stdin.buffer.read(MAX_STDIN)
     try:
         lines = content.decode().splitlines()
