@@ -12,7 +12,8 @@ from vitrail.commands.protocols import PROTOCOLS, run_protocols, settings_of
 from vitrail.commands.request import Request
 from vitrail.data.batches import Pictures
 from vitrail.data.sources import Source, joined, open_source
-from vitrail.deployment.classifier import Prediction, load
+from vitrail.deployment.classifier import load
+from vitrail.deployment.predicting import Prediction
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation.accuracy import outcome
 from vitrail.evaluation.baselines import majority, nearest_pixels

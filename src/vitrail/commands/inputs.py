@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vitrail.data.shards import is_shard, members
 from vitrail.data.tables import read_csv
-from vitrail.deployment.classifier import pictures_below
+from vitrail.deployment.predicting import pictures_below
 
 MAX_STDIN = 512 * 2**20
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.commands.terminal import wrapped
-from vitrail.deployment.classifier import Prediction, load
+from vitrail.deployment.classifier import load
+from vitrail.deployment.predicting import Prediction
 from vitrail.errors import UsageError
 from vitrail.files import explained, write_bytes
 from vitrail.images import Picture, read_picture, readable_name, to_pillow

@@ -15,7 +15,8 @@ from vitrail import configuration
 from vitrail.commands.evaluation import source_of
 from vitrail.commands.terminal import wrapped
 from vitrail.data.sources import Source
-from vitrail.deployment.classifier import load, pictures_below
+from vitrail.deployment.classifier import load
+from vitrail.deployment.predicting import pictures_below
 from vitrail.errors import DataError, UsageError, nearest
 from vitrail.experiments.catalogue import EXPERIMENTS
 from vitrail.experiments.experiment import Album, Asked, Experiment, Outcome, Subject

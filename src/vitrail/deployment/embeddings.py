@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.data.shards import is_shard, members
-from vitrail.deployment.classifier import Classifier, Source, load, pictures_below
+from vitrail.deployment.classifier import Classifier, load
+from vitrail.deployment.predicting import Source, pictures_below
 from vitrail.deployment.tables import Facts, Row, opened, writing
 from vitrail.errors import DataError, UsageError
 from vitrail.images import picture_of

@@ -245,7 +245,7 @@ class ProbePool(PoolModule):
 
     def _asked(self, tokens: Tokens) -> tuple[Tokens, Tokens]:
         attended = Tokens(self.norm(tokens.patches), tokens.grid, kept=tokens.kept)
-        return Tokens(self.probe.expand(len(tokens.values), -1, -1), (1, 1)), attended
+        return Tokens(self.probe.expand(tokens.values.shape[0], -1, -1), (1, 1)), attended
 
 
 def _shares(tokens: Tokens) -> Float[Tensor, "batch tokens"]:

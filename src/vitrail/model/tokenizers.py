@@ -76,7 +76,7 @@ class Tokens:
 
     def prepended(self, rows: Float[Tensor, "count dim"]) -> Tokens:
         """The same learned rows put in front of every sequence."""
-        front = rows.expand(len(self.values), -1, -1)
+        front = rows.expand(self.values.shape[0], -1, -1)  # len() would fix the batch of a traced model
         return replace(self, values=torch.cat([front, self.values], dim=1), prefix=self.prefix + len(rows))
 
 
