@@ -242,8 +242,8 @@ class Averaging(Mixer):
 
 
 class Average(nn.Module):
-    def forward(self, tokens, position=None):
-        return tokens.values.mean(dim=1, keepdim=True).expand_as(tokens.values)
+    def forward(self, tokens, position=None, leading=None):
+        return tokens.values.mean(dim=1, keepdim=True).expand_as(tokens.values)[:, :leading]
 
 
 def test_a_model_without_attention_is_refused_with_the_reason():
@@ -283,9 +283,9 @@ class Windows(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, tokens, position=None):
+    def forward(self, tokens, position=None, leading=None):
         halves = tokens.values.reshape(2 * len(tokens.values), -1, tokens.values.shape[-1])
-        return self.inner(Tokens(halves, (1, halves.shape[1]))).reshape(tokens.values.shape)
+        return self.inner(Tokens(halves, (1, halves.shape[1]))).reshape(tokens.values.shape)[:, :leading]
 
 
 @pytest.mark.parametrize("look", [rollout, attention])

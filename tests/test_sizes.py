@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import oracle_resnet
 from vitrail.errors import UsageError
 from vitrail.model.heads import LinearHead, ProjectedHead, TanhHead
-from vitrail.model.pools import AttentionPool, GlobalAverage
+from vitrail.model.pools import AttentionPool, ClassToken, DistilledToken, GlobalAverage
 from vitrail.model.resnet import ResNetConfig
 from vitrail.model.sizes import HYBRIDS, MIXERS, NAMES, RESNETS, SIZES, STAGES, backbone, cost, named, resnet
+from vitrail.model.tokenizers import LinearPatches
 from vitrail.model.trunks import PostActivation, PreActivation
-from vitrail.model.vit import build
+from vitrail.model.vit import Size, ViT, ViTConfig, build
 
 # 1000 classes at 224 px. ViT up to H, five hybrids (not R50+ViT-B/32 and L/16), Mixer-B and Mixer-L/16: the official
 # test's MODEL_SIZES. g and G have no class token and a MAP head. R50x1: the BiT code's own summary. All others are
@@ -161,8 +162,23 @@ def test_flops_equal_what_torch_counts(config):
     model = build(config, 0)
     # The counter does not know the fused CPU kernel; the plain form is the same products.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, config.channels, *config.image_size))
+        images = torch.zeros(1, config.channels, *config.image_size)
+        # Every token in every layer, as published; `forward` leaves out what a class token does not read of the last one.
+        whole = isinstance(model, ViT)
+        _ = model.head(model.pool(model.encode(model.embed(images)))) if whole else model(images)
     assert cost(config).flops == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("pool", [ClassToken(2), DistilledToken(), GlobalAverage()])
+def test_the_last_layer_computes_what_is_read(pool):
+    """Products of the last layer by the equations: all tokens' keys, queries and values, then the tokens read alone."""
+    config = ViTConfig(Size(32, 3, 2, 64), LinearPatches((8, 8)), pool=pool, image_size=(32, 32))
+    model = build(config, 0)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 32, 32))
+    tokens, unread = config.num_tokens, 0 if pool.leading is None else config.num_tokens - pool.leading
+    spared = 2 * unread * (2 * tokens * 32 + 32 * 32 + 2 * 32 * 64)
+    assert counter.get_total_flops() == cost(config).flops - spared
 
 
 _CORDONNIER = named("Cordonnier", 10, (24, 32))

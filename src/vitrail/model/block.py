@@ -96,6 +96,11 @@ class Block:
         norms = Work(kept=4 * context.tokens * context.dim)  # inputs and outputs
         return self.mixer.work(context) + self.mlp.work(context) + norms
 
+    def spared(self, context: Context, leading: int | None) -> int:
+        """Values that the last layer does not keep where only `leading` tokens are read after it."""
+        unread = 0 if leading is None else context.tokens - leading
+        return unread * (3 * context.dim + self.mlp.work(context).kept // context.tokens)
+
 
 class EncoderBlock(nn.Module):
     """z' = MSA(LN(z)) + z; z = MLP(LN(z')) + z'."""
@@ -111,9 +116,11 @@ class EncoderBlock(nn.Module):
         self.mlp = config.mlp.build(context, config.dropout)
         self.mlp_branch = Branch(context.dim, config.layer_scale, rate, config.dropout)
 
-    def forward(self, tokens: Tokens, position: PositionModule) -> Tokens:
+    def forward(self, tokens: Tokens, position: PositionModule, leading: int | None = None) -> Tokens:
+        """All tokens, or the `leading` ones alone: those attend to all, and nobody computes what is read no more."""
         tokens = position.add(tokens, self.layer)
-        mixed = self.mixer(tokens.to(self.mixer_norm(tokens.values)), position)
+        mixed = self.mixer(tokens.to(self.mixer_norm(tokens.values)), position, leading=leading)
+        tokens = tokens.first(leading)
         tokens = tokens.to(tokens.values + self.mixer_branch(mixed))
         return tokens.to(tokens.values + self.mlp_branch(self.mlp(self.mlp_norm(tokens.values))))
 

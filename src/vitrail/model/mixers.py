@@ -36,7 +36,7 @@ class Mixer(ABC):
 
     @abstractmethod
     def build(self, context: Context) -> nn.Module:
-        """A module from (Tokens, position) to new values of the same shape."""
+        """A module from (Tokens, position) to new values of the same shape, or of the `leading` tokens alone."""
 
     @abstractmethod
     def work(self, context: Context) -> Work:
@@ -172,17 +172,23 @@ class MultiHeadAttention(AttentionModule):
                 nn.init.zeros_(linear.bias)
 
     def forward(
-        self, tokens: Tokens, position: PositionModule | None = None, context: Tokens | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
+        self,
+        tokens: Tokens,
+        position: PositionModule | None = None,
+        context: Tokens | None = None,
+        leading: int | None = None,
+    ) -> Float[Tensor, "batch answers dim"]:
         queries, keys, values = self._project(tokens, context)
         bias = None
         if position is not None:
             queries, keys = position.rotate(queries, keys, tokens, self.layer)
             bias = position.bias(queries, tokens, self.layer)
-        if self.request is not None:
-            mixed = self._captured(self.request, queries, keys, values, bias, context or tokens)
+        weights = None if self.request is None else self._record(self.request, queries, keys, bias, context or tokens)
+        if weights is not None:
+            mixed = weights[:, :, :leading] @ values
         else:
-            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+            bias = None if bias is None else bias[:, :, :leading]
+            mixed = F.scaled_dot_product_attention(queries[:, :, :leading], keys, values, attn_mask=bias)
         if self.gates is not None:
             mixed = mixed * self.gates.to(mixed)[:, None, None]
         return self.project(rearrange(mixed, "b h n d -> b n (h d)"))
@@ -205,16 +211,10 @@ class MultiHeadAttention(AttentionModule):
         keys, values = F.linear(context.values, weight[dim:], context_bias).chunk(2, dim=-1)
         return [rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in (queries, keys, values)]
 
-    def _captured(
-        self,
-        request: CaptureRequest,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        bias: Tensor | None,
-        attended: Tokens,
-    ) -> Float[Tensor, "batch heads tokens head_dim"]:
-        """Records the weights that were asked for, and computes no others: the fused path mixes the values as ever.
+    def _record(
+        self, request: CaptureRequest, queries: Tensor, keys: Tensor, bias: Tensor | None, attended: Tokens
+    ) -> Float[Tensor, "batch heads tokens tokens"] | None:
+        """Computes the weights that were asked for, and no others; None: the fused path mixes the values as ever.
 
         So one layer of a large model at high resolution fits into memory, and recording changes no answer. Only where
         gradients are kept and all weights are asked for do they mix the values themselves, so that they have gradients.
@@ -225,9 +225,7 @@ class MultiHeadAttention(AttentionModule):
         part = None if bias is None else bias.expand(len(queries), self.heads, -1, -1)[:, heads][:, :, rows]
         weights = _weights(queries[:, heads][:, :, rows], keys[:, heads], part)
         request.record(AttentionMap(self.layer, weights, request.heads, request.queries, attended))
-        if weights.requires_grad and request.heads is None and request.queries is None:
-            return weights @ values
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+        return weights if weights.requires_grad and request.heads is None and request.queries is None else None
 
 
 class QuadraticMixture(AttentionModule):
@@ -242,11 +240,13 @@ class QuadraticMixture(AttentionModule):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, tokens: Tokens, position: PositionModule | None = None) -> Float[Tensor, "batch tokens dim"]:
+    def forward(
+        self, tokens: Tokens, position: PositionModule | None = None, leading: int | None = None
+    ) -> Float[Tensor, "batch answers dim"]:
         weights = self.scores(tokens).softmax(dim=-1)
         if self.request is not None:
             self._record(self.request, weights, tokens)
-        weights = weights.to(tokens.values.dtype)
+        weights = weights[:, :, :leading].to(tokens.values.dtype)
         if len(weights) == 1:  # the same for all images: one matrix product, whatever the batch
             averages = torch.einsum("hqk,bkd->bqhd", weights[0], tokens.values)
         else:
@@ -276,7 +276,9 @@ class TokenPerceptron(OnGrid):
             lecun_normal_(linear.weight, linear.in_features)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, tokens: Tokens, position: PositionModule | None = None) -> Float[Tensor, "batch tokens dim"]:
+    def forward(
+        self, tokens: Tokens, position: PositionModule | None = None, leading: int | None = None
+    ) -> Float[Tensor, "batch answers dim"]:
         if tokens.kept is not None or tokens.sizes is not None or tokens.prefix != self.prefix:
             raise UsageError(
                 "VT003", f"an MLP along the sequence met {tokens.values.shape[1]} of {tokens.grid} patches",
@@ -285,7 +287,7 @@ class TokenPerceptron(OnGrid):
         expand, contract, bias = self._on(tokens.grid)
         hidden = F.linear(rearrange(tokens.values, "b n d -> b d n"), expand, self.expand.bias)
         mixed = F.linear(F.gelu(hidden, approximate=self.approximate), contract, bias)
-        return rearrange(mixed, "b d n -> b n d")
+        return rearrange(mixed, "b d n -> b n d")[:, :leading]
 
     def at(self, grid: tuple[int, int]) -> None:
         with torch.no_grad():

@@ -22,12 +22,14 @@ class Pool(ABC):
 
     `splits`: whether it has heads that share the dimensions between them, which their number must then divide.
     `parts`: how many vectors of the model's width the head reads, one behind the other.
+    `leading`: how many leading tokens are read and no others, so that no others are computed last; None: all.
     """
 
     class_tokens: int
     registers: int
     splits: ClassVar[bool] = False
     parts: ClassVar[int] = 1
+    leading: ClassVar[int | None] = None
 
     @abstractmethod
     def build(self, context: Context, norm: Norm) -> PoolModule:
@@ -44,6 +46,7 @@ class ClassToken(Pool):
 
     registers: int = 0
     class_tokens = 1
+    leading: ClassVar[int | None] = 1
 
     def build(self, context: Context, norm: Norm) -> PoolModule:
         return TokenPool(context, norm, self.registers)
@@ -67,6 +70,10 @@ class DistilledToken(Pool):
     @property
     def parts(self) -> int:  # type: ignore[override]  # follows from the field
         return 1 if self.alone else 2
+
+    @property
+    def leading(self) -> int:  # type: ignore[override]  # the same tokens
+        return self.parts
 
     def build(self, context: Context, norm: Norm) -> PoolModule:
         return TokenPool(context, norm, self.registers, 2, self.parts)
@@ -135,9 +142,11 @@ class PoolModule(nn.Module, ABC):
 
     Attributes:
         reads: the class token, the mean of the patches, or what a learned probe asks for.
+        leading: as the `Pool` says.
     """
 
     reads: ClassVar[Literal["class", "mean", "probe"]]
+    leading: int | None = None
 
     def __init__(self, context: Context, norm: Norm, class_tokens: int, registers: int) -> None:
         super().__init__()
@@ -175,7 +184,7 @@ class TokenPool(PoolModule):
         self, context: Context, norm: Norm, registers: int, class_tokens: int = 1, count: int | None = None
     ) -> None:
         super().__init__(context, norm, class_tokens, registers)
-        self.count = count or class_tokens
+        self.leading = self.count = count or class_tokens
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
         return self.norm(tokens.values[:, : self.count]).flatten(1)

@@ -74,6 +74,15 @@ class Tokens:
         sizes = None if self.sizes is None else self.sizes.gather(1, torch.cat([behind, places + self.prefix], dim=1))
         return replace(self, values=values, kept=kept, sizes=sizes)
 
+    def first(self, count: int | None) -> Tokens:
+        """The leading `count` tokens of the prefix alone, no patch; None leaves all."""
+        if count is None:
+            return self
+        assert count <= self.prefix, (count, self.prefix)
+        nothing = torch.empty(self.values.shape[0], 0, dtype=torch.int64, device=self.values.device)
+        sizes = None if self.sizes is None else self.sizes[:, :count]
+        return Tokens(self.values[:, :count], self.grid, count, nothing, sizes)
+
     def prepended(self, rows: Float[Tensor, "count dim"]) -> Tokens:
         """The same learned rows put in front of every sequence."""
         front = rows.expand(self.values.shape[0], -1, -1)  # len() would fix the batch of a traced model

@@ -257,6 +257,7 @@ class StandardisedConvolution(nn.Module):
         super().__init__()
         self.numerics, (self.side, self.stride) = numerics, shape
         self.weight = nn.Parameter(torch.empty(outputs, inputs, self.side, self.side))
+        self.baked = False
         lecun_normal_(self.weight, inputs * self.side**2)
 
     def forward(self, images: Float[Tensor, "batch inputs _ _"]) -> Float[Tensor, "batch outputs rows cols"]:
@@ -268,11 +269,17 @@ class StandardisedConvolution(nn.Module):
 
     def standardised(self) -> Float[Tensor, "outputs inputs side side"]:
         """The kernels as they are used."""
+        if self.baked:
+            return self.weight
         weight, numerics = self.weight.float(), self.numerics
         variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
         if numerics.divisor == "deviation":
             return (weight - mean) / (variance.sqrt() + numerics.kernel_epsilon)
         return (weight - mean) * (variance + numerics.kernel_epsilon).rsqrt()
+
+    def bake(self) -> None:
+        """Holds the standardised kernels themselves, in float32, for a model that learns no more."""
+        self.weight, self.baked = nn.Parameter(self.standardised().detach(), requires_grad=False), True
 
 
 def group_norm(channels: int, numerics: Numerics) -> nn.GroupNorm:

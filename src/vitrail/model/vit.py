@@ -105,8 +105,10 @@ class ViTConfig(BackboneConfig["ViT"]):
 
     @property
     def work(self) -> Work:
+        """Products of every token in every layer, as published, also where the last one computes a class token alone."""
         context = self.context
         ends = Work(kept=2 * context.tokens * context.dim)  # the embedded tokens and the final norm's input
+        ends += Work(kept=-self.block.spared(context, self.pool.leading))
         ends += self.pool.work(context) + self.head.work(self.dim)
         return self.tokenizer.work(self.image_size, context.dim) + self.block.work(context) * context.depth + ends
 
@@ -153,17 +155,22 @@ class ViT(Backbone):
         tokens = self.position.add(self.pool.prepend(self.tokenizer(images)))  # eq. 1
         return tokens.to(self.dropout(tokens.values))
 
-    def encode(self, tokens: Tokens) -> Tokens:
-        for block in self.blocks:  # eq. 2 and 3
+    def encode(self, tokens: Tokens, leading: int | None = None) -> Tokens:
+        """All tokens, or the `leading` ones alone where no others are read afterwards."""
+        *blocks, last = self.blocks
+        for block in blocks:  # eq. 2 and 3
             tokens = block(tokens, self.position)
-        return tokens
+        return last(tokens, self.position, leading)
+
+    def pooled(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
+        return self.pool(self.encode(self.embed(images), self.pool.leading))  # the pool owns the final norm, eq. 4
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        return self.head(self.pool(self.encode(self.embed(images))))  # the pool owns the final norm, eq. 4
+        return self.head(self.pooled(images))
 
     def parts(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Float[Tensor, "batch classes"], ...]:
         """What each layer of the head says: of DeiT's two, the class token's first."""
-        return self.head.parts(self.pool(self.encode(self.embed(images))))
+        return self.head.parts(self.pooled(images))
 
     def features(self, images: Float[Tensor, "batch channels height width"]) -> tuple[Tokens, ...]:
         """The encoded tokens after the final norm, as a one-level feature pyramid."""
@@ -172,7 +179,7 @@ class ViT(Backbone):
 
     def represent(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
         """The vector that the last linear layer reads (pre-logits), for few-shot evaluation and search."""
-        return self.head.represent(self.pool(self.encode(self.embed(images))))
+        return self.head.represent(self.pooled(images))
 
     def capture(self, what: str = "attention", **request: Any) -> Capture:
         """Records attention while active; see `Capture`."""
