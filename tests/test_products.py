@@ -90,9 +90,11 @@ def test_bfloat16_is_as_near_to_float64_as_the_plain_way(name, taken):
 
 
 @pytest.mark.parametrize("scores", [2**20, 2500, 1], ids=["at once", "a head at a time", "too small for one"])
-def test_attention_equals_its_formula_however_it_is_portioned(scores, monkeypatch):
+@pytest.mark.parametrize("kept", [0, 256], ids=["weights computed again", "weights kept"])
+def test_attention_equals_its_formula_however_it_is_portioned(scores, kept, monkeypatch):
     """Written out in float64: softmax(Q K' / sqrt(d)) V, and its gradients by autograd. The queries are fewer than the tokens."""
     monkeypatch.setattr(products, "SCORES", scores)
+    monkeypatch.setattr(products, "KEPT", kept)
     parts = [QUERIES[:, :, :7], KEYS, VALUES]
     exact = [part.double().bfloat16().double().requires_grad_() for part in parts]
     weights = (exact[0] @ exact[1].transpose(-1, -2) / math.sqrt(16)).softmax(-1)

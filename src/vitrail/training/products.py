@@ -4,7 +4,7 @@ PyTorch has several ways to the same product, and on a processor takes a slow on
 
 - the gradient of fused attention in bfloat16 runs at 1/20 of the speed of matrix products, so that attention, 6 % of the
   operations of a ViT-Ti, takes half of its step. Here it is three and five plain products, a few heads at a time; the
-  weights of attention are computed again for the gradient, so that no more is kept than by fused attention;
+  weights of attention are kept for the gradient of short sequences, and of long ones computed again;
 - float32 products go to MKL, which on AMD's processors leaves half of AVX-512 unused; oneDNN does not.
 
 The model is not touched: `quick_products` is a context in which `F.linear` and `F.scaled_dot_product_attention` find these
@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from vitrail.training.precision import processor
 
 SCORES = 2**20  # of attention at a time: 2 MiB, which stay in the cache
+KEPT = 256  # keys: up to here the weights of attention are kept for the gradient, some 15 % more memory at 197
 
 
 def quick_products(device: str) -> AbstractContextManager[Any]:
@@ -127,22 +128,24 @@ class Mixture(torch.autograd.Function):
         values: Float[Tensor, "batch heads tokens head_dim"],
     ) -> Float[Tensor, "batch heads queries head_dim"]:
         parts = [part.flatten(0, 1).contiguous() for part in (queries, keys, values)]
-        ctx.save_for_backward(*parts)
         ctx.shape = queries.shape[:2]
         mixed = torch.empty_like(parts[0])
+        kept = parts[0].new_empty(len(parts[0]), queries.shape[2], keys.shape[2]) if keys.shape[2] <= KEPT else None
         for few, (q, k, v) in _portions(*parts):
-            torch.bmm(_weights(q, k), v, out=mixed[few])
+            weights = _weights(q, k, None if kept is None else kept[few])
+            torch.bmm(weights, v, out=mixed[few])
+        ctx.save_for_backward(*parts, kept)
         return mixed.unflatten(0, ctx.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "batch heads queries head_dim"]) -> tuple[Tensor, ...]:
-        parts: tuple[Tensor, ...] = ctx.saved_tensors
+        *parts, kept = ctx.saved_tensors
         of_mixed = gradient.flatten(0, 1).contiguous()
         of_queries, of_keys, of_values = found = [torch.empty_like(part) for part in parts]
         scale = parts[0].shape[-1] ** -0.5
         for few, (q, k, v) in _portions(*parts):
-            weights, given = _weights(q, k), of_mixed[few]
+            weights, given = _weights(q, k) if kept is None else kept[few], of_mixed[few]
             torch.bmm(weights.transpose(1, 2), given, out=of_values[few])
             asked = torch.bmm(given, v.transpose(1, 2))
             scores = torch.ops.aten._softmax_backward_data(asked, weights, -1, weights.dtype).mul_(scale)
@@ -152,11 +155,14 @@ class Mixture(torch.autograd.Function):
 
 
 def _weights(
-    queries: Float[Tensor, "few queries head_dim"], keys: Float[Tensor, "few tokens head_dim"]
+    queries: Float[Tensor, "few queries head_dim"],
+    keys: Float[Tensor, "few tokens head_dim"],
+    into: Tensor | None = None,
 ) -> Float[Tensor, "few queries tokens"]:
     nothing = queries.new_empty(1, 1, 1)
     scale = queries.shape[-1] ** -0.5
-    return torch.softmax(torch.baddbmm(nothing, queries, keys.transpose(1, 2), beta=0, alpha=scale), dim=-1)
+    scores = torch.baddbmm(nothing, queries, keys.transpose(1, 2), beta=0, alpha=scale)
+    return torch.softmax(scores, dim=-1) if into is None else torch.softmax(scores, dim=-1, out=into)
 
 
 def _portions(queries: Tensor, keys: Tensor, values: Tensor) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
