@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from vitrail.data.sources import Dataset
 from vitrail.errors import DataError
 from vitrail.recipes.look import SAMPLE, look
-from vitrail.statistics import mcnemar, p_text, wilson_interval
+from vitrail.statistics import duration, mcnemar, p_text, wilson_interval
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 1), (1, 1), (0, 2000), (2000, 2000), (1760, 2000), (1, 10**7)])
@@ -145,3 +145,9 @@ def test_mcnemar_is_the_exact_binomial_test(first, second):
 
 def test_a_chance_is_written_short():
     assert [p_text(p) for p in (0.0, 0.012345, 1.0)] == ["< 0.0001", "= 0.012", "= 1"]
+
+
+def test_durations_for_people():
+    assert [duration(seconds) for seconds in (59.4, 201, 5_400, 172_800, 21_956_400)] == [
+        "59 s", "3 min 21 s", "1 h 30 min", "2 days 0 h", "254 days 3 h"
+    ]  # fmt: skip

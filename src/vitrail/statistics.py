@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -121,6 +121,13 @@ class Spread:
         half = t_quantile(count - 1) * std / math.sqrt(count)
         return cls(mean, std, (mean - half, mean + half), count)
 
+    def as_share(self) -> Spread:
+        """The same with no bound below 0 or above 1: Student's interval does not know that these are shares."""
+        if self.interval is None:
+            return self
+        low, high = self.interval
+        return replace(self, interval=(max(0.0, low), min(1.0, high)))
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Spread:
         interval = data["interval"]
@@ -184,9 +191,11 @@ def paired_interval(lost: int, won: int, total: int) -> tuple[float, float]:
 
 
 def duration(seconds: float) -> str:
-    """ "3 min 21 s"."""
+    """ "3 min 21 s", "254 days 3 h"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24:,} days {hours % 24} h"
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
@@ -198,9 +207,10 @@ def share(value: float, interval: Sequence[float] | None = None) -> str:
 
 def spread_text(spread: Spread) -> str:
     """ "87.3 % ± 0.4 (95 % CI 86.3-88.3, n = 3)": mean, deviation and t interval, in percent, none beyond 0 or 100."""
-    if spread.std is None or spread.interval is None:
+    interval = spread.as_share().interval
+    if spread.std is None or interval is None:
         return f"{100 * spread.mean:.1f} % (n = 1)"
-    low, high = (100 * min(1.0, max(0.0, bound)) for bound in spread.interval)
+    low, high = (100 * bound for bound in interval)
     return f"{100 * spread.mean:.1f} % ± {100 * spread.std:.1f} (95 % CI {low:.1f}-{high:.1f}, n = {spread.n})"
 
 

@@ -58,7 +58,8 @@ def result_text(result: Result) -> str:
     rows = [("this model", share(result.top1, result.summary["top1_interval"]))]
     rows += [(baseline.name, share(baseline.top1, baseline.interval)) for baseline in result.baselines]
     head = "done already" if result.already else "done"
-    lines = [f"{head}   top-1 on {result.summary['n']} test pictures"]
+    count = result.summary["n"]
+    lines = [f"{head}   top-1 on {count:,} test picture{'s' * (count != 1)}"]
     lines += [f"       {name:<20}{value}" for name, value in rows]
     story = read_story(result.folder)
     lines += grid_lines(story.grid)

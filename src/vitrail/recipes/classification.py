@@ -77,7 +77,7 @@ def demo(source: Source, model: str | None = None, image_size: tuple[int, int] |
     """The built-in fashion-mini, 10,000 grey images of 28 px.
 
     vitrail demo, or vitrail train fashion-mini --recipe demo
-    Cost: 3 min 21 s on two cores. Measured: 87.2 % top-1 (seed 0, n = 2,000, 95 % CI 85.7-88.6), nearest neighbours
+    Cost: 3 min 48 s on two cores. Measured: 87.7 % top-1 (seed 0, n = 2,000, 95 % CI 86.2-89.1), nearest neighbours
     82.8 %. docs/measurements.md has the run, docs/log.md what was tried.
     """
     return replace(from_scratch(source, model, image_size), recipe="demo")
