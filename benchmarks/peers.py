@@ -23,6 +23,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+WARMUP = 0.05  # of the steps
 STANDINS = Path(__file__).resolve().parents[1] / "tests" / "standins"
 
 
@@ -117,10 +118,13 @@ Told = Callable[[int, nn.Module], bool]
 def timm_loop(
     shape: Shape, data: Dataset, batch: int, rate: float, total: int, half: bool, device: str, told: Told
 ) -> None:
-    """The plain loop: AdamW, cosine, clip."""
+    """The plain loop: AdamW, warm-up and cosine, clip."""
     model = timm_model(shape).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+    warmup = max(1, round(WARMUP * total))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / total))
+    )
     step = 0
     while True:
         for part in DataLoader(data, batch, shuffle=True, drop_last=True):
@@ -140,7 +144,7 @@ def timm_loop(
 def hf_trainer(
     shape: Shape, data: Dataset, batch: int, rate: float, total: int, half: bool, device: str, told: Told
 ) -> None:
-    """Its Trainer as it comes: AdamW, cosine, clip 1."""
+    """Its Trainer as it comes: AdamW, warm-up and cosine, clip 1."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.utils import logging
 
@@ -153,7 +157,9 @@ def hf_trainer(
 
     arguments = TrainingArguments(
         output_dir="runs/none", per_device_train_batch_size=batch, max_steps=total, learning_rate=rate, weight_decay=0.05,
-        lr_scheduler_type="cosine", bf16=half, use_cpu=device == "cpu", report_to=[], disable_tqdm=True, save_strategy="no",
+        lr_scheduler_type="cosine",
+        warmup_steps=round(WARMUP * total), bf16=half, use_cpu=device == "cpu", report_to=[], disable_tqdm=True,
+        save_strategy="no",
         logging_strategy="no", dataloader_drop_last=True, dataloader_pin_memory=device != "cpu",
     )  # fmt: skip
     Trainer(model=hf_model(shape), args=arguments, train_dataset=data, callbacks=[Teller()]).train()
