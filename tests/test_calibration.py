@@ -8,7 +8,7 @@ from scipy import optimize, stats
 
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation.accuracy import Outcome
-from vitrail.evaluation.answers import CalibrationError, ConformalSets
+from vitrail.evaluation.answers import Abstention, CalibrationError, ConformalSets
 from vitrail.evaluation.calibration import brier, change, equal_mass_error, equal_width_error, quality
 from vitrail.evaluation.conformal import SCORES, conformal, drawn, rank_of
 from vitrail.evaluation.selective import risk_coverage, threshold
@@ -270,3 +270,25 @@ def test_what_is_watched_while_a_model_trains_is_what_the_protocols_measure():
         and sets["set-size"] == members.sum(axis=1).mean()
     )
     assert not dict(ConformalSets().numbers(answers.subset(slice(0, 1)), np.zeros(1)))
+
+
+def test_abstention_is_watched():
+    """The area by sorting; every second image sets the threshold, of the others the answers are counted."""
+    many = answers(2000, classes=3, heat=2.0)
+    found = dict(Abstention(risk=0.2).numbers(many, np.zeros(2000)))
+    best, said = many.probabilities().max(axis=1), many.logits.argmax(axis=1)
+    order = sorted(range(2000), key=lambda i: -best[i])
+    wrong = np.cumsum([said[i] != many.labels[i] for i in order])
+    assert found["aurc"] == pytest.approx(np.mean(wrong / np.arange(1, 2001)))
+    limit = threshold(best[::2], said[::2] == many.labels[::2], 0.2).confidence
+    chosen = [i for i in range(1, 2000, 2) if best[i] > limit]
+    assert found["answered"] == len(chosen) / 1000 and 0.3 < found["answered"] < 1
+    assert found["risk"] == pytest.approx(np.mean([said[i] != many.labels[i] for i in chosen])) and found["risk"] < 0.2
+    few = many.subset(slice(0, 12))  # too few to promise anything: no answer is given
+    assert {name: value for name, value in Abstention().numbers(few, np.zeros(12)) if name != "aurc"} == {
+        "answered": 0.0
+    }
+    assert list(dict(Abstention().numbers(many.subset(slice(0, 1)), np.zeros(1)))) == ["aurc"]
+    for wrong_one in ({"risk": 0.0}, {"doubt": 1.0}):
+        with pytest.raises(UsageError):
+            Abstention(**wrong_one)

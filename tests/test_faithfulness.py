@@ -17,6 +17,7 @@ from vitrail.inspection.orders import Centre, Edges, Random, order_of
 from vitrail.inspection.removal import Painting, Removal, TokenDropping, removal_for
 from vitrail.inspection.sanity import disturbed, rank_correlation, shuffled_down
 from vitrail.inspection.verdicts import HALF, SAME, Measured, judged, measured
+from vitrail.model.vit import ViT
 
 GRID = (4, 5)
 
@@ -205,6 +206,12 @@ def test_in_the_end_every_weight_is_shuffled_and_the_model_is_as_it_was(config):
     assert all(earlier < later for earlier, later in pairwise(moved))  # cascading
     assert all(key.startswith(("head", "pool")) for key in moved[0])
     assert {key for key, value in before.items() if value.numel() > 1} == moved[-1]
+    steps = [later - earlier for earlier, later in pairwise(moved[:-1])]  # of the layers, each nearer to the stem
+    layers = [{int(key.split(".")[1]) for key in step if key.startswith("blocks.")} for step in steps]
+    if isinstance(model, ViT):
+        assert [layer for step in layers for layer in sorted(step, reverse=True)] == list(range(len(model.blocks)))[
+            ::-1
+        ]
     for key, value in wrong.named_parameters():
         assert torch.equal(value.flatten().sort().values, before[key].flatten().sort().values)
     assert all(torch.equal(value, before[key]) for key, value in model.named_parameters())

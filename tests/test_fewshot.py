@@ -96,6 +96,23 @@ def test_the_protocol_is_the_mean_over_seeds():
     assert len({tuple(drawn(train, 5, seed).ravel()) for seed in range(4)}) == 4
 
 
+def test_no_interval_of_shares_leaves_0_to_1():
+    """Two seeds of one shot, nearly all right or nearly all wrong: Student's t alone would promise more than all."""
+    train, test = made((30, 30), spread=0.3), made((20, 20), seed=3, spread=0.3)
+    turned = Features(test.values, 1 - test.labels, test.classes)
+    sides = set()
+    for asked in (test, turned):
+        for count in range(2, 8):
+            (row,) = FewShot(shots=(1,), seeds=count, penalty=1.0).measure(train, None, asked)["shots"]
+            low, high = stats.t.interval(0.95, count - 1, np.mean(row["seeds"]), stats.sem(row["seeds"]))
+            sides |= {"below"} if low < 0 else set()
+            sides |= {"above"} if high > 1 else set()
+            assert row["interval"] == pytest.approx([max(0.0, low), min(1.0, high)])
+            assert 0 <= row["interval"][0] <= row["mean"] <= row["interval"][1] <= 1
+    assert sides == {"below", "above"}
+    assert Spread.of([0.5]).as_share() == Spread.of([0.5])
+
+
 def test_a_class_with_too_few_images_is_named():
     """That number of shots is left out for all classes; where nothing is left, an error."""
     train, test = made((30, 4, 50)), made((5, 5, 5), seed=3)

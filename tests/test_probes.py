@@ -8,9 +8,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-import tiny
 from test_fewshot import made
-from vitrail.data.sources import open_source
 from vitrail.errors import DataError
 from vitrail.evaluation import logistic
 from vitrail.evaluation.features import Features
@@ -18,7 +16,6 @@ from vitrail.evaluation.logistic import Regression
 from vitrail.evaluation.neighbours import Known, Neighbours
 from vitrail.evaluation.probes import LinearProbe, LogisticProbe
 from vitrail.nearest import cosine, nearest
-from vitrail.recipes.run import EVALUATORS, FROZEN
 
 PROTOCOLS = ("few-shot", "neighbours", "linear-probe", "logistic-probe")
 
@@ -194,6 +191,11 @@ def test_protocols_refuse_slips_of_the_pen(run, vitrail_command):
     assert "no such setting of accuracy" in vitrail_command("eval", run, "--set", "seeds=3").err
 
 
+def test_too_few_images_are_told_before_a_picture_is_passed(run, tmp_path, vitrail_command):
+    few = vitrail_command("eval", run, "--protocol", "few-shot", "--set", "shots=[100]", "--out", tmp_path)
+    assert few.status == 3 and "VT103" in few.err and not list(tmp_path.iterdir())
+
+
 def test_more_neighbours_than_there_are_images_are_refused(parts):
     train, held, test = parts
     for others, most in ((held, 250), (None, 249)):
@@ -202,25 +204,6 @@ def test_more_neighbours_than_there_are_images_are_refused(parts):
             Neighbours((most + 1, 5000)).measure(train, others, test)
         assert refused.value.code == "VT103"
     assert Neighbours((250,)).obstacle({"a": 100, "b": 150}) and not Neighbours((249,)).obstacle({"a": 100, "b": 150})
-
-
-def test_evaluators_run_while_a_model_trains_and_change_nothing(pictures, tmp_path):
-    """The axis `evaluators`: numbers in the log, weights bit for bit those of a run without."""
-    plain = tiny.tiny(pictures, tmp_path / "plain")
-    watched = tiny.tiny(pictures, tmp_path / "watched", evaluators=",".join(EVALUATORS))
-    assert tiny.digests(plain.folder) == tiny.digests(watched.folder)
-    last = [record for record in tiny.records(watched.folder) if "val/top1" in record][-1]
-    assert {"few-shot/5-shot", "neighbours/top1", "linear-probe/top1", "logistic-probe/top1"} <= set(last)
-    assert {"calibration/ece", "calibration/brier", "conformal/coverage", "conformal/set-size"} <= set(last)
-    assert set(FROZEN) == set(PROTOCOLS)
-
-
-def test_evaluators_that_cannot_measure_are_refused_before_training(tmp_path):
-    folder = tiny.write_pictures(tmp_path / "few", per_class=6)
-    with pytest.raises(DataError) as refused:
-        tiny.tiny(folder, tmp_path / "run", evaluators='[{"type":"few-shot","shots":[25]}]')
-    assert refused.value.code == "VT103" and not (tmp_path / "run" / "config.json").exists()
-    assert open_source(str(folder)).split("train")
 
 
 @pytest.mark.slow

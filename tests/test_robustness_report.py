@@ -10,6 +10,7 @@ import pytest
 import tiny
 from vitrail.checkpoints import native
 from vitrail.checkpoints.checkpoint import Checkpoint
+from vitrail.commands.robustness import text
 from vitrail.data.batches import Pictures
 from vitrail.data.sources import Dataset
 from vitrail.errors import DataError, UsageError
@@ -288,9 +289,32 @@ def test_the_command_writes_a_record_a_figure_and_a_table(run, cnn, vitrail_comm
     assert len(table) == len(record["published"]) == 52 and table[0]["verdict"] in ("same", "shape only", "differs")
     assert "beside the published numbers" in called.out and "robustness: pictures 1 to 4 of 4" in called.err
     assert max(len(line) for line in called.out.splitlines() if str(tmp_path.parent) not in line) <= 80
+    for whole in {curve["name"] for curve in record["curves"]}:
+        assert f"  {whole} " in called.out
+    unwrapped = " ".join(called.out.split())
+    for experiment in {row["experiment"] for row in record["published"]}:
+        assert experiment in unwrapped, "no name is cut"
     absent = {c["name"]: c["absent"] for c in record["curves"] if c["absent"]}
     assert "VT041" in absent["salient (the model's own), black"]["resnet"]
     assert called.out.count("- resnet: [VT041] ") == 1, "said once, and where people read"
+
+
+def test_long_names_of_models_are_whole_and_their_numbers_below_them():
+    """Two runs whose names differ at the end alone."""
+    one, two = "vits14-fine-tuned-on-clipart-a", "vits14-fine-tuned-on-clipart-b"
+    models = [{"name": n, "kind": "ViT", "parameters": 9, "image_size": [8, 8], "patch": [4, 4]} for n in (one, two)]
+    answers = {one: {"value": 0.125}, two: {"value": 0.5}}
+    curve = {"group": "clean", "name": "unchanged", "points": [{"answers": answers, "pairs": {}}], "absent": {}}
+    record = {"data": "d", "split": "test", "n": 5, "attacked": 2, "models": models, "curves": [curve], "published": [],
+              "checks": [{"model": two, "check": "fooled", "holds": False}]}  # fmt: skip
+    lines = text(record)
+    (head,) = (line for line in lines if line.startswith("mean over the points"))
+    (row,) = (line for line in lines if "unchanged" in line)
+    for name, value in ((one, "12.5"), (two, "50.0")):
+        end = head.index(name) + len(name)
+        assert row[:end].endswith(f" {value}")
+        assert any(line.startswith(f"  {name} ") for line in lines)
+    assert f"  fails for {two}: fooled" in lines
 
 
 def test_the_command_refuses_before_it_writes(run, vitrail_command, tmp_path):

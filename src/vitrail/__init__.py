@@ -6,7 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "vitrail.deployment.classifier",
+    "load": "vitrail.deployment.loading",
     "save": "vitrail.checkpoints.loading",
     "adapt": "vitrail.checkpoints.adapt",
     "embed": "vitrail.deployment.embeddings",

@@ -16,10 +16,12 @@ import cyclopts
 
 from vitrail import __version__
 from vitrail.commands.data_verbs import data_app
+from vitrail.commands.deployment_verbs import bench, export
 from vitrail.commands.flags import (
     Beside,
     Check,
     Device,
+    Engine,
     Family,
     Files,
     FindRate,
@@ -35,6 +37,7 @@ from vitrail.commands.flags import (
     Overwrite,
     Page,
     Plan,
+    Precision,
     Protocols,
     Quiet,
     Seed,
@@ -55,9 +58,8 @@ app = cyclopts.App(
     version=__version__,
     help_format="markdown",
 )
-app.command(data_app)
-app.command(models_app)
-app.command(convert)
+for command in (data_app, models_app, convert, export, bench):
+    app.command(command)
 
 
 @app.command
@@ -136,7 +138,7 @@ def train(
 def evaluate(
     model: Model, /, *, data: str | None = None, split: str = "test", image_size: Size = None, family: Family = None,
     out: Out = None, device: Device = "auto", protocol: Protocols = [], set_: Settings = [], beside: Beside = None,  # noqa: B006
-    json_: Json = False,
+    engine: Engine = "auto", precision: Precision = "auto", json_: Json = False,
 ) -> int:  # fmt: skip
     """Measure a model: top-1, top-5, interval, baselines, predictions.csv; or by other protocols.
 
@@ -154,14 +156,16 @@ def evaluate(
     """
     from vitrail.commands.evaluation import run_evaluation
 
-    size = parse_size(image_size)
-    return run_evaluation(model, data, split, size, family, out, device, json_, protocol, assignments(set_), beside)
+    size, settings = parse_size(image_size), assignments(set_)
+    return run_evaluation(
+        model, data, split, size, family, out, device, json_, protocol, settings, beside, engine, precision
+    )
 
 
 @app.command
 def predict(
     model: Model, files: Files = [], /, *, image_size: Size = None, family: Family = None, top: int = 1,  # noqa: B006
-    device: Device = "auto", json_: Json = False,
+    device: Device = "auto", engine: Engine = "auto", precision: Precision = "auto", json_: Json = False,
 ) -> int:  # fmt: skip
     """Predict pictures: files, folders, patterns such as "new/*.png", or - for standard input. One line per picture.
 
@@ -172,10 +176,10 @@ def predict(
     top
         How many classes to print per picture, at most 5.
     """
-    from vitrail.commands.evaluation import run_prediction
+    from vitrail.commands.prediction import run_prediction
 
     refuse_flags(app, "predict", files)
-    return run_prediction(model, files or ["-"], parse_size(image_size), family, top, device, json_)
+    return run_prediction(model, files or ["-"], parse_size(image_size), family, top, device, json_, engine, precision)
 
 
 @app.command
@@ -286,16 +290,20 @@ def report(run: Path, /, *, json_: Json = False) -> int:
 
 
 @app.command
-def compare(a: One, b: Other, /, *, split: str = "test", out: Page = None, json_: Json = False) -> int:
+def compare(a: One, b: Other, /, *more: Path, split: str = "test", out: Page = None, json_: Json = False) -> int:
     """Say which of two runs is better, how sure that is, what differs between them and which images changed sides.
 
     Parameters
     ----------
+    more
+        More run folders: a table then, of each recipe over its seeds.
     split
-        The folder in RUN/eval that both have: test, val, or what `vitrail eval` wrote.
+        The folder in RUN/eval that all have: test, val, or what `vitrail eval` wrote.
     """
-    from vitrail.commands.compare import run_compare
+    from vitrail.commands.compare import run_compare, run_seeds
 
+    if more:
+        return run_seeds([a, b, *more], split, out, json_)
     return run_compare(a, b, split, out, json_)
 
 

@@ -59,6 +59,12 @@ class OutOfMemory(VitrailError):
     exit_status = 4
 
 
+class Disagreement(VitrailError):
+    """An exported model that does not answer as its original."""
+
+    exit_status = 5
+
+
 class Interrupted(VitrailError):
     """Stopped by the user or the system; the same command goes on."""
 

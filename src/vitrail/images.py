@@ -7,7 +7,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from threading import Condition, Lock
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from vitrail.decoding import decoded
 from vitrail.errors import DataError, nearest_path
 
 Picture = NDArray[np.uint8]
@@ -94,10 +95,16 @@ def read_file(source: str | os.PathLike[str] | bytes, channels: int = 3) -> tupl
         _check_size(image, name)
         try:
             with _GATE.room(image.width * image.height):
-                image.load()
+                pixels = decoded(content, image)
+                if pixels is None:
+                    image.load()
                 turn = _turn(image)
-                picture, least, most = _as_seen(image if turn is None else image.transpose(turn), channels)
-                return picture, FileFacts(image.format or "", image.mode, turn is not None, least < 255, most == 0)
+                facts = FileFacts(image.format or "", image.mode, turn is not None, transparent=False)
+                if pixels is not None and turn is None and pixels.shape[2] == channels:
+                    return pixels, facts
+                seen = image if pixels is None else to_pillow(pixels)
+                picture, least, most = _as_seen(seen if turn is None else seen.transpose(turn), channels)
+                return picture, replace(facts, transparent=least < 255, empty=most == 0)
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError and more
             raise DataError("VT053", f"{name} is damaged or cut off: {error}", "a whole picture") from error
 

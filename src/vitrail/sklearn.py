@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.data.batches import Pictures, evaluation_size
 from vitrail.data.sources import Dataset, Source
-from vitrail.deployment.classifier import Classifier, load
+from vitrail.deployment.classifier import Classifier
+from vitrail.deployment.loading import load_classifier
 from vitrail.errors import UsageError
 from vitrail.evaluation.features import Features
 from vitrail.evaluation.frozen import count_classes
@@ -261,7 +262,7 @@ def _loaded(model: Any) -> Classifier:
     if isinstance(model, Classifier):
         return model
     if model is not None:
-        return load(model)
+        return load_classifier(model)
     config = ViTConfig(Size(32, 1, 2, 64), LinearPatches((2, 2), 1), image_size=(_SIDE, _SIDE))
     preprocessing = Preprocessing((_SIDE, _SIDE), 1, mean=(0.5,), std=(0.5,))
     return Classifier(Checkpoint(config, build(config, 0).state_dict(), preprocessing, ()))

@@ -175,6 +175,24 @@ def mean_interval(total: float, squares: float, count: int) -> tuple[float, floa
     return mean - half, mean + half
 
 
+def welch_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of the mean of the first values less that of the second, of unequal spread (Welch 1947).
+
+    The degrees of freedom (Satterthwaite's) are rounded down to a whole number, which makes it no narrower. None where
+    one side has a single value, or where none of both spreads: so few equal numbers tell of no others.
+    """
+    one, other = Spread.of(first), Spread.of(second)
+    if one.std is None or other.std is None:
+        return None
+    parts = [(side.std or 0.0) ** 2 / side.n for side in (one, other)]
+    middle, variance = one.mean - other.mean, sum(parts)
+    if not variance:
+        return None
+    degrees = variance**2 / sum(part**2 / (side.n - 1) for part, side in zip(parts, (one, other), strict=True))
+    half = t_quantile(max(1, math.floor(degrees + 1e-9))) * math.sqrt(variance)
+    return middle - half, middle + half
+
+
 def paired_interval(lost: int, won: int, total: int) -> tuple[float, float]:
     """95 % interval of the change of a share on the same images (Agresti and Min 2005).
 

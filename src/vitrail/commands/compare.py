@@ -1,18 +1,21 @@
-"""What `compare` prints: the verdict first, then what it rests on."""
+"""What `compare` prints: the verdict first, then what it rests on; of three runs or more a table of recipes over seeds."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vitrail.commands.terminal import width, wrapped
+from vitrail.errors import UsageError
 from vitrail.files import explained, write_text
 from vitrail.report.comparison import comparison
-from vitrail.statistics import p_text, share
+from vitrail.report.seeds import seed_table
+from vitrail.statistics import Spread, p_text, share, spread_text
 
 EXAMPLES = 5
+SETTINGS = 6  # of a recipe that are printed
 
 Facts = dict[str, Any]
 
@@ -31,6 +34,49 @@ def run_compare(a: Path, b: Path, split: str, out: Path | None, as_json: bool) -
     else:
         print(comparison_text(found) + (f"\nwhere  {out}" if out is not None else ""))
     return 0
+
+
+def run_seeds(folders: Sequence[Path], split: str, out: Path | None, as_json: bool) -> int:
+    """Three run folders or more: a row for each recipe, over its seeds."""
+    if out is not None:
+        raise UsageError("VT002", f"--out {out} with {len(folders)} runs", "two runs: a page compares A with B",
+                         "--json gives the table as data")  # fmt: skip
+    found = seed_table(folders, split)
+    print(json.dumps(found, ensure_ascii=False, allow_nan=False) if as_json else seeds_text(found))
+    return 0
+
+
+def seeds_text(found: Facts) -> str:
+    """As a person reads it, at most 80 columns."""
+    recipes = found["recipes"]
+    runs = sum(len(recipe["runs"]) for recipe in recipes)
+    lines = [f"top-1 of the same {found['images']:,} pictures of {_short(found['split'], 30)}: {runs} runs, "
+             f"{len(recipes)} recipe{'s'[:len(recipes) > 1]}"]  # fmt: skip
+    for number, (recipe, against) in enumerate(zip(recipes, [None, *found["against_first"]], strict=True), start=1):
+        lines += ["", f"{number}      {spread_text(Spread.from_json(recipe))}"]
+        apart = [f"{_short(key, 36)}: {value}" for key, value in recipe["differs"].items()]
+        for said in apart[:SETTINGS]:
+            lines += _wrapped(_short(said, 400))
+        if len(apart) > SETTINGS:
+            lines += _wrapped(f"and {len(apart) - SETTINGS} more settings, which --json names")
+        for run in recipe["runs"]:
+            state = "" if run["state"] == "done" else f"  not finished ({run['state']})"
+            room = width() - 36
+            lines.append(
+                f"       {_short(run['folder'], room):<{room}} seed {run['seed']!s:<6} {share(run['top1'])}{state}"
+            )
+        if number > 1:
+            lines += _wrapped(_against(against))
+    return "\n".join(_printable(line) for line in lines)
+
+
+def _against(against: Facts | None) -> str:
+    if against is None:
+        return "against 1: more seeds of both would say"
+    low, high = (100 * bound for bound in against["interval"])
+    return (
+        f"against 1: {100 * against['difference']:+.1f} points (95 % CI {low:+.1f} to {high:+.1f}), {against['word']}"
+    )
 
 
 def comparison_text(found: Facts) -> str:

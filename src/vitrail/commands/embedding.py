@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.commands.inputs import expanded, listed
-from vitrail.deployment.classifier import load
 from vitrail.deployment.embeddings import embed, search
+from vitrail.deployment.loading import load_classifier
 from vitrail.errors import DataError
 from vitrail.images import readable_name
 from vitrail.recipes.assembly import Machine
@@ -25,7 +25,7 @@ def run_embed(
     as_json: bool,
 ) -> int:
     """Writes the table; the status is 3 where a picture could not be read."""
-    classifier = load(model, image_size, Machine(device).torch_device, family)
+    classifier = load_classifier(model, image_size, Machine(device).torch_device, family)
     done = embed(classifier, listed(files), out)
     if as_json:
         record = {"written": str(done.path), "rows": done.count, "errors": done.errors, **done.facts.__dict__}
@@ -48,7 +48,7 @@ def run_search(
     as_json: bool,
 ) -> int:
     """A line per query and picture found, most alike first; the status is 3 where a query could not be read."""
-    classifier = load(model, image_size, Machine(device).torch_device, family)
+    classifier = load_classifier(model, image_size, Machine(device).torch_device, family)
     asked = list(expanded(queries))
     answers = search(table, [source for _, source in asked], classifier, top)
     records: list[dict[str, Any]] = []

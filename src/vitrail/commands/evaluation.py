@@ -1,24 +1,22 @@
-"""What `eval` and `predict` do and print."""
+"""What `eval` does and prints."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitrail.commands.inputs import expanded
 from vitrail.commands.protocols import PROTOCOLS, run_protocols, settings_of
 from vitrail.commands.request import Request
 from vitrail.data.batches import Pictures
 from vitrail.data.sources import Source, joined, open_source
-from vitrail.deployment.classifier import load
-from vitrail.deployment.predicting import Prediction
+from vitrail.deployment.exported import is_exported
+from vitrail.deployment.loading import load
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation.accuracy import outcome
 from vitrail.evaluation.baselines import majority, nearest_pixels
 from vitrail.files import read_json, write_json
-from vitrail.images import readable_name
 from vitrail.recipes.assembly import Machine
 from vitrail.statistics import share
 
@@ -35,6 +33,8 @@ def run_evaluation(
     protocols: Sequence[str] = (),
     assignments: Mapping[str, str] = {},
     beside: Path | None = None,
+    engine: str = "auto",
+    precision: str = "auto",
 ) -> int:
     """Evaluates on the run's own data, or on `data`, whose classes are matched by name.
 
@@ -50,7 +50,8 @@ def run_evaluation(
         able = [name for name in PROTOCOLS if PROTOCOLS[name].compares]
         raise UsageError("VT002", f"--beside with {', '.join(names)}", f"--protocol {' or '.join(able)}",
                          "vitrail compare says which of two runs is better")  # fmt: skip
-    predictor = load(model, image_size, machine.torch_device, family)
+    device = "cpu" if is_exported(model) and device == "auto" else machine.torch_device
+    predictor = load(model, image_size, device, family, engine, precision)
     opened = "accuracy" in names or any(PROTOCOLS[name].opens for name in others)
     source = source_of(model, data, is_run) if opened else Source(data or "", (), {})
     if opened:
@@ -136,50 +137,3 @@ def _evaluation_text(summary: dict[str, Any]) -> str:
     if "written" in summary:
         lines.append(f"where  {summary['written']}/predictions.csv")
     return "\n".join(lines)
-
-
-def run_prediction(
-    model: Path,
-    files: list[str],
-    image_size: tuple[int, int] | None,
-    family: str | None,
-    top: int,
-    device: str,
-    as_json: bool,
-) -> int:
-    """One line per picture, in order; a picture that cannot be read is an error line, and the status is then 3."""
-    if not 1 <= top <= 5:
-        raise UsageError("VT002", f"--top {top}", "1 to 5")
-    classifier = load(model, image_size, Machine(device).torch_device, family)
-    names: list[str] = []
-
-    def sources() -> Iterator[str | bytes]:
-        for name, source in expanded(files):
-            names.append(name)
-            yield source
-
-    failed = False
-    for place, answer in enumerate(classifier.stream(sources())):
-        failed |= isinstance(answer, DataError)
-        print(_json_line(names[place], answer, top) if as_json else _text_line(names[place], answer, top))
-    return 3 if failed else 0
-
-
-def _text_line(name: str, answer: Prediction | DataError, top: int) -> str:
-    shown = readable_name(name).replace("\n", "\\n").replace("\t", "\\t")
-    if isinstance(answer, DataError):
-        return f"{shown}\terror[{answer.code}] {answer.what}"
-    if answer.labels is not None:
-        return f"{shown}\t{';'.join(answer.labels) or 'none'}"
-    return f"{shown}\t" + "\t".join(f"{label}\t{probability:.3f}" for label, probability in answer.top[:top])
-
-
-def _json_line(name: str, answer: Prediction | DataError, top: int) -> str:
-    name = readable_name(name)
-    if isinstance(answer, DataError):
-        return json.dumps({"file": name, "error": answer.as_dict()}, ensure_ascii=False)
-    record: dict[str, Any] = {"file": name, "label": answer.label, "probability": answer.probability}
-    record["top"] = [{"label": label, "probability": probability} for label, probability in answer.top[:top]]
-    if answer.labels is not None:
-        record["labels"] = list(answer.labels)
-    return json.dumps(record, ensure_ascii=False)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.commands.request import Protocol, Request
-from vitrail.evaluation.features import FeatureCache, Features
+from vitrail.evaluation.features import FeatureCache, Features, labels_of
 from vitrail.evaluation.fewshot import FewShot
+from vitrail.evaluation.frozen import count_classes
 from vitrail.evaluation.neighbours import Neighbours
 from vitrail.evaluation.probes import LinearProbe, LogisticProbe
 from vitrail.statistics import Spread, share, spread_text
@@ -37,6 +38,14 @@ def _measured(request: Request) -> dict[str, Any]:
     return facts | request.settings.measure(
         features(request, "train"), features(request, "val") if held else None, features(request, request.split)
     )
+
+
+def _few_shot(request: Request) -> dict[str, Any]:
+    """Classes with too few images are told before the first picture is passed."""
+    labels = labels_of(request.pictures("train").dataset.targets)
+    if (problem := request.settings.obstacle(count_classes(labels, request.source.classes))) is not None:
+        raise problem
+    return _measured(request)
 
 
 def _few_shot_text(record: Mapping[str, Any]) -> list[str]:
@@ -78,7 +87,7 @@ def _head(record: Mapping[str, Any], how: str) -> str:
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    "few-shot": Protocol("least squares from 1, 5, 10 and 25 images of a class", _measured, _few_shot_text, FewShot()),
+    "few-shot": Protocol("least squares from 1, 5, 10 and 25 images of a class", _few_shot, _few_shot_text, FewShot()),
     "neighbours": Protocol("the class of the nearest training images", _measured, _neighbours_text, Neighbours()),
     "linear-probe": Protocol("least squares on all training images", _measured, _probe_text("least squares"), LinearProbe()),
     "logistic-probe": Protocol(

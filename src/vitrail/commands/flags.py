@@ -13,7 +13,7 @@ Plan = Annotated[
     bool, Parameter(name="--plan", negative="", help="Show what would happen and what it costs; write nothing.")
 ]
 Out = Annotated[Path | None, Parameter(help="The run folder.")]
-Model = Annotated[Path, Parameter(help="Run folder, model folder or file of weights.")]
+Model = Annotated[Path, Parameter(help="Run folder, model folder, file of weights, or exported model.")]
 One = Annotated[Path, Parameter(help="A run folder; all is read from it, pictures and weights are not needed.")]
 Other = Annotated[Path, Parameter(help="The other run folder.")]
 Page = Annotated[Path | None, Parameter(help="Write it as a page too, PAGE.html.")]
@@ -30,7 +30,14 @@ Files = Annotated[list[str], Parameter(negative="", allow_leading_hyphen=True)] 
 Format = Annotated[str | None, Parameter(name="--format", help="A name of docs/formats.md; default: what fits TARGET.")]
 Heads = Annotated[list[int], Parameter(negative="")]
 FindRate = Annotated[bool, Parameter(negative="", help="Try growing learning rates on some images; write nothing.")]
+Engine = Annotated[str, Parameter(help="auto, pytorch, onnxruntime or openvino.")]
+Precision = Annotated[str, Parameter(help="auto (the file's own), float32, bfloat16 or int8.")]
 Size = Annotated[str | None, Parameter(name="--image-size", help="Pixels: 224, or HEIGHTxWIDTH.")]
+Sizes = Annotated[str | None, Parameter(name="--image-size", help="224, or several: 224,384x256 (HEIGHTxWIDTH).")]
+To = Annotated[str, Parameter(help="onnx, openvino or torch-export.")]
+Inside = Annotated[
+    str | None, Parameter(help="What the graph does itself: normalisation,softmax (default), one of them, or none.")
+]
 Family = Annotated[str | None, Parameter(help="What the weights are, where names do not tell: dino, mae, deit ...")]
 Protocols = Annotated[list[str], Parameter(name="--protocol", negative="")]
 Beside = Annotated[Path | None, Parameter(help="Another model to stand beside it, such as a CNN of like size.")]

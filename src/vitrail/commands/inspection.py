@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.commands.terminal import wrapped
-from vitrail.deployment.classifier import load
+from vitrail.deployment.loading import load_classifier
 from vitrail.deployment.predicting import Prediction
 from vitrail.errors import UsageError
 from vitrail.files import explained, write_bytes
@@ -52,7 +52,7 @@ def run_explanation(
     """Explains one picture by one method or several; with `out` it is drawn too."""
     if out is not None:
         _check_out(out, picture)
-    classifier = load(model, image_size, Machine(device).torch_device, family)
+    classifier = load_classifier(model, image_size, Machine(device).torch_device, family)
     found = [
         explain(classifier, picture, method=method, layer=question.layer, heads=question.heads or None,
                 query=question.query, target=question.target)

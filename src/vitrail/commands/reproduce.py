@@ -15,7 +15,7 @@ from vitrail import configuration
 from vitrail.commands.evaluation import source_of
 from vitrail.commands.terminal import wrapped
 from vitrail.data.sources import Source
-from vitrail.deployment.classifier import load
+from vitrail.deployment.loading import load_classifier
 from vitrail.deployment.predicting import pictures_below
 from vitrail.errors import DataError, UsageError, nearest
 from vitrail.experiments.catalogue import EXPERIMENTS
@@ -55,7 +55,7 @@ def run_reproduction(
     machine = Machine(device)
     album = _album(experiment, models[0], data, split)
     subjects = tuple(
-        Subject(title, _training(model), load(model, image_size, machine.torch_device, family))
+        Subject(title, _training(model), load_classifier(model, image_size, machine.torch_device, family))
         for model, title in zip(models, _titles(models), strict=True)
     )
     outcome = experiment.run(Asked(subjects, album, settings))

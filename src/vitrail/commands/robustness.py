@@ -19,6 +19,7 @@ from vitrail.commands.request import MAX_BAD_SHARE, Protocol, Request, positions
 from vitrail.configuration import require
 from vitrail.data.batches import Pictures, readable
 from vitrail.deployment.classifier import Classifier
+from vitrail.deployment.exported import inner_needed, is_exported
 from vitrail.errors import UsageError
 from vitrail.evaluation.published import DIFFERS, NOT_MEASURED, SAME, SHAPE_ONLY, compared
 from vitrail.evaluation.robustness import Audience, Learning, chosen_groups, measured
@@ -122,8 +123,10 @@ def subject_of(name: str, path: Path, model: Classifier, saliency: str) -> Subje
     """A model as the report asks it; what it cannot do is said by its own error.
 
     Raises:
-        UsageError: VT045, it has no classes.
+        UsageError: VT045, it has no classes; VT174, it was exported, and gives neither gradients nor attention.
     """
+    if is_exported(path):
+        raise inner_needed(path)
     if not model.classes:
         raise UsageError("VT045", f"{name} has no classes: it turns a picture into features", "a classifier",
                          "vitrail train YOUR_IMAGES --weights THESE_WEIGHTS gives classes")  # fmt: skip
@@ -197,8 +200,9 @@ def text(record: Mapping[str, Any]) -> list[str]:
     lines = [f"{record['data']}, {record['split']}: {record['n']:,} images, attacks on {record['attacked']:,}"]
     for m in record["models"]:
         sizes = f"{_sides(m['image_size'])} px, patch {_sides(m['patch'])}"
-        lines.append(f"  {m['name'][:18]:<18} {m['kind']}, {m['parameters']:,} parameters, {sizes}")
-    heads = "".join(f"{name[:11]:>12}" for name in names)
+        lines.append(f"  {m['name']:<18} {m['kind']}, {m['parameters']:,} parameters, {sizes}")
+    widths = [max(12, len(name) + 2) for name in names]
+    heads = "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
     lines += [
         "",
         f"{'mean over the points, in %':<40}{heads}" + ("   ahead, behind" if len(names) > 1 else ""),
@@ -208,13 +212,13 @@ def text(record: Mapping[str, Any]) -> list[str]:
         if curve["group"] != group:
             group = curve["group"]
             lines.append(group)
-        lines.append(_line(curve, names))
+        lines.append(_line(curve, names, widths))
     why = {f"  - {name}: {reason}": None for curve in record["curves"] for name, reason in curve["absent"].items()}
     lines += ["", *(part for line in why for part in wrap(line, 80, subsequent_indent="    "))] if why else []
     if record["checks"]:
         failed = [check for check in record["checks"] if not check["holds"]]
         lines += ["", f"checks of the attacks: {len(record['checks']) - len(failed)} of {len(record['checks'])} hold"]
-        lines += [f"  fails for {check['model'][:18]}: {check['check']}" for check in failed]
+        lines += [f"  fails for {check['model']}: {check['check']}" for check in failed]
     return [*lines, "", *_published_text(record["published"])]
 
 
@@ -224,7 +228,9 @@ def _published_text(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for experiment in dict.fromkeys(row["experiment"] for row in rows):
         found = [row["verdict"] for row in rows if row["experiment"] == experiment]
         counts = [found.count(word) for word in (SAME, SHAPE_ONLY, DIFFERS, NOT_MEASURED)]
-        lines.append(f"  {experiment[:37]:<38}{counts[0]:>4}{counts[1]:>12}{counts[2]:>9}{counts[3]:>14}")
+        *above, last = wrap(experiment, 37)
+        lines += [f"  {part}" for part in above]
+        lines.append(f"  {last:<38}{counts[0]:>4}{counts[1]:>12}{counts[2]:>9}{counts[3]:>14}")
     unsure = sum(row["unsure"] for row in rows)
     return [*lines, f"  {unsure} rows are marked unsure and can never be the same"]
 
@@ -258,12 +264,12 @@ def _sides(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
-def _line(curve: Mapping[str, Any], names: Sequence[str]) -> str:
-    said = f"  {curve['name'][:38]:<38}"
-    for name in names:
+def _line(curve: Mapping[str, Any], names: Sequence[str], widths: Sequence[int]) -> str:
+    said = f"  {curve['name']:<38}"
+    for name, width in zip(names, widths, strict=True):
         values = [point["answers"][name]["value"] for point in curve["points"] if name in point["answers"]]
         known = [value for value in values if value is not None]
-        said += f"{100 * np.mean(known):>12.1f}" if known else f"{'-':>12}"
+        said += f"{100 * np.mean(known):>{width}.1f}" if known else f"{'-':>{width}}"
     if len(names) == 2 and (pairs := [p["pairs"][names[1]] for p in curve["points"] if names[1] in p["pairs"]]):
         ahead, behind = (sum(pair["p"] < 0.05 and pair[a] > pair[b] for pair in pairs)
                          for a, b in (("only_first", "only_second"), ("only_second", "only_first")))  # fmt: skip

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vitrail.commands.request import MAX_BAD_SHARE, Protocol, Request
-from vitrail.data.batches import Pictures, readable
-from vitrail.data.imagenet import names_in
-from vitrail.data.sources import Dataset
-from vitrail.data.testsets import open_test_set, open_validation
-from vitrail.errors import DataError, UsageError
-from vitrail.evaluation.accuracy import outcome
-from vitrail.evaluation.mapped import checked_real, matched, real_scored, scored
-from vitrail.files import read_json
+from vitrail.errors import UsageError
+from vitrail.evaluation.own_pictures import MappedSet, Matched, OwnPictures, RealLabels
 from vitrail.statistics import share
 
 
@@ -37,14 +27,6 @@ class Reassessed:
     classes: str = ""
 
 
-def _words(path: str) -> list[tuple[str, str]]:
-    if path and not Path(path).is_file():
-        raise UsageError(
-            "VT002", f"--set classes={path}: there is no such file", "a file such as LOC_synset_mapping.txt"
-        )
-    return list(names_in(Path(path))) if path else []
-
-
 def _folder(request: Request) -> str:
     if request.data is None:
         raise UsageError(
@@ -53,21 +35,16 @@ def _folder(request: Request) -> str:
     return request.data
 
 
-def _logits(request: Request, images: Dataset) -> tuple[NDArray[np.float32], Dataset]:
-    """Of the pictures that can be read, with these."""
-    checked = Pictures(images, request.classifier.preprocessing).check()
-    good = readable({"test": checked}, MAX_BAD_SHARE)["test"]
-    return outcome(request.classifier, good).logits, good.dataset
+def _record(request: Request, protocol: OwnPictures) -> dict[str, Any]:
+    """Classes are matched before a picture is read."""
+    classifier = request.classifier
+    found = Matched.of(protocol, classifier.preprocessing, classifier.classes, MAX_BAD_SHARE)
+    return found.record(classifier)
 
 
 def measure(request: Request) -> dict[str, Any]:
-    """Top-1 and top-5 of a set whose classes are matched to the model's before a picture is read."""
-    words = _words(request.settings.classes)
-    found = open_test_set(_folder(request))
-    columns = matched(found.classes, found.named_by, request.classifier.classes, words, found.indices)
-    logits, images = _logits(request, found.images)
-    record = scored(logits, images.targets.argmax(axis=1), columns)
-    return {"data": found.name, "left_out": list(found.left_out), **record}
+    """Top-1 and top-5 of a set whose classes are matched to the model's."""
+    return _record(request, MappedSet(_folder(request), request.settings.classes))
 
 
 def _mapped_text(record: Mapping[str, Any]) -> list[str]:
@@ -87,20 +64,7 @@ def _mapped_text(record: Mapping[str, Any]) -> list[str]:
 
 def reassess(request: Request) -> dict[str, Any]:
     """ReaL accuracy of ImageNet's validation images."""
-    words, folder = _words(request.settings.classes), _folder(request)
-    places = [Path(request.settings.labels)] if request.settings.labels else [
-        place / "real.json" for place in (Path(folder), Path(folder).parent)
-    ]  # fmt: skip
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise DataError("VT118", f"real.json is not at {' or '.join(map(str, places))}", "the labels of ImageNet-ReaL",
-                        "--set labels=real.json")  # fmt: skip
-    labels = checked_real(read_json(path), str(path))
-    images, numbers = open_validation(folder)
-    place = dict(zip(images.ids, numbers, strict=True))
-    logits, good = _logits(request, images)
-    record = real_scored(logits, [place[name] for name in good.ids], labels, request.classifier.classes, words)
-    return {"data": folder, **record}
+    return _record(request, RealLabels(_folder(request), request.settings.labels, request.settings.classes))
 
 
 def _real_text(record: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,8 @@ from vitrail.commands.evaluation import source_of
 from vitrail.commands.request import Request
 from vitrail.commands.terminal import wrapped
 from vitrail.data.batches import Pictures, evaluation_batches
-from vitrail.deployment.classifier import Classifier, load
+from vitrail.deployment.classifier import Classifier
+from vitrail.deployment.loading import load_classifier
 from vitrail.errors import DataError, UsageError
 from vitrail.files import explained, json_text, write_bytes
 from vitrail.images import readable_name
@@ -67,7 +68,7 @@ def run_check(
         raise UsageError(
             "VT002", f"--images {sample.images}", f"{FEWEST} or more: an interval of fewer would be a guess"
         )
-    classifier = load(model, image_size, Machine(device).torch_device, family)
+    classifier = load_classifier(model, image_size, Machine(device).torch_device, family)
     table = check(classifier, _batches(model, classifier, sample), chosen, sample.seed, _say)
     title = f"{readable_name(model.name)} on {table.images} images of {sample.data or 'its own data'}, {sample.split}"
     if out is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from vitrail import configuration
 from vitrail.checkpoints.checkpoint import Checkpoint
-from vitrail.checkpoints.loading import read
+from vitrail.deployment.answering import Watched, Way
 from vitrail.deployment.predicting import PicturePredictor, Source, finite
 from vitrail.errors import DataError, UsageError
 from vitrail.model.families import AXES
@@ -26,11 +25,16 @@ from vitrail.preprocessing import Preprocessing
 
 
 class Classifier(PicturePredictor):
-    """A Predictor on PyTorch. `module` is the plain nn.Module: normalised float32 images to logits."""
+    """A Predictor on PyTorch. `module` is the plain nn.Module: normalised float32 images to logits.
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+    With a `way` (packed, compiled) a copy made by it gives logits and features, and is made again when the weights of
+    `module` have changed; gradients, capture and logits of some patches are always the module's own.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", way: Way | None = None) -> None:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
+        self._watched = None if way is None else Watched(way)
 
     @cached_property
     def module(self) -> Any:
@@ -65,11 +69,15 @@ class Classifier(PicturePredictor):
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return finite(self.module(self._normalised(images)).float().cpu().numpy())
+            return finite(self._answerer().forward(self._normalised(images)).float().cpu().numpy())
 
     def represent(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return self.module.represent(self._normalised(images)).float().cpu().numpy()
+            return self._answerer().represent(self._normalised(images)).float().cpu().numpy()
+
+    def _answerer(self) -> Any:
+        """What answers now: forward and represent."""
+        return self.module if self._watched is None else self._watched.answerer(self.module)
 
     def gradients(
         self, images: NDArray[np.uint8], targets: NDArray[np.float32]
@@ -121,13 +129,3 @@ class Classifier(PicturePredictor):
                 if isinstance(picture, DataError):
                     raise picture
             yield self._normalised(np.stack(pictures))  # type: ignore[arg-type]
-
-
-def load(
-    path: str | os.PathLike[str],
-    image_size: tuple[int, int] | None = None,
-    device: str = "cpu",
-    family: str | None = None,
-) -> Classifier:
-    """Loads a run folder, a model folder or a file of weights; see `vitrail.checkpoints.loading.read`."""
-    return Classifier(read(path, image_size, family), device)

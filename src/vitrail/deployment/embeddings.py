@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.data.shards import is_shard, members
-from vitrail.deployment.classifier import Classifier, load
+from vitrail.deployment.classifier import Classifier
+from vitrail.deployment.loading import load_classifier
 from vitrail.deployment.predicting import Source, pictures_below
+from vitrail.deployment.prefetch import batches
 from vitrail.deployment.tables import Facts, Row, opened, writing
 from vitrail.errors import DataError, UsageError
 from vitrail.images import picture_of
@@ -58,7 +60,7 @@ def embed(
         UsageError: VT002, another suffix; VT107, pyarrow is missing. VitrailError: VT064, the place is taken.
         DataError: VT012, there is not one picture.
     """
-    classifier = model if isinstance(model, Classifier) else load(model)
+    classifier = model if isinstance(model, Classifier) else load_classifier(model)
     path, count, errors = Path(out), 0, 0
     rows = represented(classifier, _named(sources))
     first = next(rows, None)
@@ -92,7 +94,7 @@ def search(
     if len(queries) > MOST_QUERIES:
         raise UsageError("VT002", f"{len(queries):,} queries", f"at most {MOST_QUERIES:,} at a time")
     known = opened(Path(table))
-    classifier = model if isinstance(model, Classifier) else load(model)
+    classifier = model if isinstance(model, Classifier) else load_classifier(model)
     if known.facts.model != classifier.fingerprint():
         raise UsageError(
             "VT105", f"{table} was made with another model, or with another preprocessing, such as another image size",
@@ -120,22 +122,19 @@ def search(
 
 def represented(classifier: Classifier, sources: Iterable[tuple[str, Source]]) -> Iterator[Row]:
     """The features of each named picture, or why there are none."""
-    iterator = iter(sources)
-    while chunk := list(islice(iterator, AT_ONCE)):
-        pictures: list[NDArray[np.uint8] | DataError] = []
-        for _, source in chunk:
-            try:
-                picture = picture_of(source, classifier.preprocessing.channels)
-                pictures.append(classifier.preprocessing(picture))
-            except DataError as error:
-                pictures.append(error)
-        good = [picture for picture in pictures if not isinstance(picture, DataError)]
-        values = iter(classifier.represent(np.stack(good)) if good else ())
-        for (name, _), decoded in zip(chunk, pictures, strict=True):
-            if isinstance(decoded, DataError):
-                yield Row(name, None, decoded)
-            else:
-                yield _finite(name, next(values))
+
+    def read(named: tuple[str, Source]) -> NDArray[np.uint8] | DataError:
+        try:
+            return classifier.preprocessing(picture_of(named[1], classifier.preprocessing.channels))
+        except DataError as error:
+            return error
+
+    with closing(batches(sources, AT_ONCE, read)) as chunks:
+        for chunk in chunks:
+            good = [picture for _, picture in chunk if not isinstance(picture, DataError)]
+            values = iter(classifier.represent(np.stack(good)) if good else ())
+            for (name, _), picture in chunk:
+                yield Row(name, None, picture) if isinstance(picture, DataError) else _finite(name, next(values))
 
 
 def _named(sources: Iterable[Source | tuple[str, Source]]) -> Iterator[tuple[str, Source]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrail.deployment.prefetch import batches
 from vitrail.errors import DataError, UsageError, VitrailError
 from vitrail.images import SUFFIXES, Picture, picture_of
 from vitrail.preprocessing import Preprocessing
@@ -93,19 +94,22 @@ class PicturePredictor(ABC):
         return answers if many else answers[0]  # type: ignore[return-value]
 
     def stream(self, sources: Iterable[Source], batch: int = 32) -> Iterator[Prediction | DataError]:
-        """Answers in the order of the sources; a picture that cannot be read is answered by its error."""
+        """Answers in the order of the sources; a picture that cannot be read is answered by its error.
+
+        While the engine works on a batch the next one is read by other threads: of a generator up to one batch more is taken
+        than was answered.
+        """
         if not self.classes:
             raise UsageError(
                 "VT045", "these weights have no classes: they turn a picture into a vector of features", "a classifier",
                 "vitrail train YOUR_IMAGES --weights THESE_WEIGHTS gives classes; model.represent(images) gives the features",
             )  # fmt: skip
-        iterator = iter(sources)
-        while chunk := list(islice(iterator, batch)):
-            pictures = [self._prepared(source) for source in chunk]
-            good = [picture for picture in pictures if not isinstance(picture, DataError)]
-            scores = iter(self.probabilities(self.logits(np.stack(good))) if good else ())
-            for source, picture in zip(chunk, pictures, strict=True):
-                yield picture if isinstance(picture, DataError) else self._prediction(source, next(scores))
+        with closing(batches(sources, batch, self._prepared)) as chunks:
+            for chunk in chunks:
+                good = [picture for _, picture in chunk if not isinstance(picture, DataError)]
+                scores = iter(self.probabilities(self.logits(np.stack(good))) if good else ())
+                for source, picture in chunk:
+                    yield picture if isinstance(picture, DataError) else self._prediction(source, next(scores))
 
     def _prepared(self, source: Source) -> NDArray[np.uint8] | DataError:
         try:

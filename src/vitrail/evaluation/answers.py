@@ -10,11 +10,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrail.configuration import require
 from vitrail.data.batches import Pictures
 from vitrail.evaluation.accuracy import Outcome, outcome
 from vitrail.evaluation.calibration import BINS, brier, equal_width_error
 from vitrail.evaluation.conformal import SCORES, conformal, drawn
 from vitrail.evaluation.frozen import Watching
+from vitrail.evaluation.selective import risk_coverage, threshold
 from vitrail.evaluation.temperature import Classified, classified
 from vitrail.predictor import Predictor
 
@@ -43,6 +45,33 @@ class CalibrationError(OnAnswers):
 
 
 @dataclass(frozen=True)
+class Abstention(OnAnswers):
+    """Area below the risk by coverage; and every second image sets the threshold above which at most `risk` of the
+    answers are wrong, of the others how many are answered, and how many of these answers are wrong.
+    """
+
+    risk: float = 0.05
+    doubt: float = 0.05
+
+    def __post_init__(self) -> None:
+        require(0 < self.risk < 1, "risk", self.risk, "above 0 and below 1")
+        require(0 < self.doubt < 1, "doubt", self.doubt, "above 0 and below 1")
+
+    def numbers(self, answers: Classified, luck: NDArray[np.float64]) -> Iterator[tuple[str, float]]:
+        confidence, hit = answers.surest()
+        yield "aurc", risk_coverage(confidence, hit).area
+        if not len(confidence[1::2]):
+            return
+        found = threshold(confidence[::2], hit[::2], self.risk, self.doubt)
+        answered = confidence[1::2] > (
+            1.0 if found is None else found.confidence
+        )  # none can be promised: none is given
+        yield "answered", float(answered.mean())
+        if answered.any():
+            yield "risk", float((~hit[1::2][answered]).mean())
+
+
+@dataclass(frozen=True)
 class ConformalSets(OnAnswers):
     """Every second image sets the threshold; of the others, how many sets hold the true class, and how large they are."""
 
@@ -62,7 +91,9 @@ class ConformalSets(OnAnswers):
         yield "set-size", float(sets.sizes.mean())
 
 
-ON_ANSWERS: dict[str, type[OnAnswers]] = {"calibration": CalibrationError, "conformal": ConformalSets}
+ON_ANSWERS: dict[str, type[OnAnswers]] = {
+    "calibration": CalibrationError, "abstention": Abstention, "conformal": ConformalSets
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

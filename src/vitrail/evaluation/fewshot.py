@@ -56,8 +56,11 @@ class FewShot(Frozen):
                 shares[count].append(share)
         rows: list[dict[str, Any]] = []
         for count, names in lacking.items():
-            found = {"lacking": names} if names else {"seeds": shares[count], **Spread.of(shares[count]).to_json()}
-            rows.append({"shots": count, **found})
+            if names:
+                rows.append({"shots": count, "lacking": names})
+            else:
+                spread = Spread.of(shares[count]).as_share()
+                rows.append({"shots": count, "seeds": shares[count], **spread.to_json()})
         return {"n": len(test), "classes": len(train.classes), "penalty": self.penalty, "shots": rows}
 
     def numbers(self, record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

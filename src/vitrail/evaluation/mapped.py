@@ -74,14 +74,14 @@ def _by_wnid(classes: Sequence[str], model: Sequence[str], words: Sequence[tuple
 
 
 def _by_index(classes: Sequence[str], model: Sequence[str], words: Sequence[tuple[str, str]], _: Any) -> Columns:
-    column = _official(model, words)
+    column = official(model, words)
     return _looked_up(classes, lambda name: column(int(name)), f"index; {column.how}")
 
 
 def _by_table(
     classes: Sequence[str], model: Sequence[str], words: Sequence[tuple[str, str]], indices: Sequence[tuple[int, ...]]
 ) -> Columns:
-    column = _official(model, words)
+    column = official(model, words)
     table = dict(zip(classes, indices, strict=True))
     return _looked_up(classes, lambda name: tuple(c for index in table[name] for c in column(index)),
                       f"the set's own tables; {column.how}")  # fmt: skip
@@ -117,7 +117,12 @@ class Official:
         return (self.places[index],) if index in self.places else ()
 
 
-def _official(model: Sequence[str], words: Sequence[tuple[str, str]] = ()) -> Official:
+def official(model: Sequence[str], words: Sequence[tuple[str, str]] = ()) -> Official:
+    """Where a model has the thousand classes of ImageNet.
+
+    Raises:
+        DataError: VT117, it has not so many.
+    """
     if len(model) != ILSVRC:
         raise _unmatched(f"the set numbers the {ILSVRC:,} classes of ImageNet, and the model has {len(model):,}")
     wnids, how = _wnids(model, words)
@@ -207,7 +212,7 @@ def real_scored(
     Raises:
         DataError: VT117, the model has not ImageNet's classes; VT118, the labels do not fit; VT110, logits are not finite.
     """
-    column = _official(model, words)
+    column = official(model, words)
     if not np.isfinite(logits).all():
         raise DataError("VT110", "logits are not finite", "finite numbers", "vitrail models inspect MODEL")
     if max(numbers) > len(labels):

@@ -148,7 +148,7 @@ class MultiLayerPerceptron(nn.Module):
 
     def __init__(self, dim: int, hidden: int, gelu: Gelu, dropout: float) -> None:
         super().__init__()
-        self.activate, self.dropout = _GELUS[gelu], dropout
+        self.gelu, self.activate, self.dropout = gelu, _GELUS[gelu], dropout
         self.expand = nn.Linear(dim, hidden)
         self.contract = nn.Linear(hidden, dim)
         for linear in (self.expand, self.contract):

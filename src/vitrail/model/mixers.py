@@ -198,11 +198,15 @@ class MultiHeadAttention(AttentionModule):
         queries, keys, _ = self._project(tokens, context)
         return _weights(queries, keys, None)
 
-    def _project(self, tokens: Tokens, context: Tokens | None) -> Sequence[Tensor]:
-        dim, weight = self.project.in_features, self.query_key_value.weight
+    def input_bias(self) -> Float[Tensor, " three_dim"] | None:
+        """Of queries, keys and values, one behind the other; zeros for keys that have none."""
         bias: Tensor | None = self.query_key_value.bias
-        if self.query_value_bias is not None:
-            bias = F.pad(self.query_value_bias.view(2, dim), (0, 0, 0, 1))[[0, 2, 1]].flatten()
+        if self.query_value_bias is None:
+            return bias
+        return F.pad(self.query_value_bias.view(2, -1), (0, 0, 0, 1))[[0, 2, 1]].flatten()
+
+    def _project(self, tokens: Tokens, context: Tokens | None) -> Sequence[Tensor]:
+        dim, weight, bias = self.project.in_features, self.query_key_value.weight, self.input_bias()
         if context is None:
             fused = F.linear(tokens.values, weight, bias)
             return rearrange(fused, "b n (three h d) -> three b h n d", three=3, h=self.heads).unbind(0)

@@ -22,9 +22,10 @@ from vitrail.errors import UsageError
 from vitrail.evaluation.accuracy import Accuracy
 from vitrail.evaluation.answers import Answers, OnAnswers
 from vitrail.evaluation.frozen import Evaluations, Frozen
+from vitrail.evaluation.own_pictures import Elsewhere, OwnPictures
 from vitrail.model.backbone import Backbone, build
 from vitrail.model.low_rank import merged
-from vitrail.recipes.run import AXES, Run
+from vitrail.recipes.run import Run
 from vitrail.training.loop import Parts, Trainer
 from vitrail.training.memory import Usage
 from vitrail.training.processor import reading_threads, threads
@@ -129,16 +130,20 @@ def trainer_of(
     return Trainer(parts, run.training, folder, progress)
 
 
-def _evaluators(run: Run, source: Source, pictures: Mapping[str, Pictures]) -> list[Accuracy | Evaluations | Answers]:
+def _evaluators(
+    run: Run, source: Source, pictures: Mapping[str, Pictures]
+) -> list[Accuracy | Evaluations | Answers | Elsewhere]:
     """Accuracy first, which decides what the best model is; none where val has joined train."""
     if "val" not in pictures:
         return []
-    found: list[Accuracy | Evaluations | Answers] = [Accuracy("val", pictures["val"])]
-    named = {configuration.encode(protocol, AXES)["type"]: protocol for protocol in run.evaluators}
-    if frozen := {name: protocol for name, protocol in named.items() if isinstance(protocol, Frozen)}:
+    found: list[Accuracy | Evaluations | Answers | Elsewhere] = [Accuracy("val", pictures["val"])]
+    watched = run.watched
+    if frozen := {name: protocol for name, protocol in watched.items() if isinstance(protocol, Frozen)}:
         found.append(Evaluations.of(frozen, pictures["train"], pictures["val"], source.classes))
-    if answers := {name: protocol for name, protocol in named.items() if isinstance(protocol, OnAnswers)}:
+    if answers := {name: protocol for name, protocol in watched.items() if isinstance(protocol, OnAnswers)}:
         found.append(Answers.of(answers, pictures["val"], source.classes, source.multi_label))
+    if elsewhere := {name: protocol for name, protocol in watched.items() if isinstance(protocol, OwnPictures)}:
+        found.append(Elsewhere.of(elsewhere, run.preprocessing, source.classes, run.data.max_bad_share))
     return found
 
 

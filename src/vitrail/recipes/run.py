@@ -16,6 +16,7 @@ from vitrail.evaluation.answers import ON_ANSWERS
 from vitrail.evaluation.fewshot import FewShot
 from vitrail.evaluation.frozen import Frozen, Watching
 from vitrail.evaluation.neighbours import Neighbours
+from vitrail.evaluation.own_pictures import ON_OWN_PICTURES
 from vitrail.evaluation.probes import LinearProbe, LogisticProbe
 from vitrail.model.backbone import BackboneConfig
 from vitrail.model.families import AXES as MODEL_AXES
@@ -38,7 +39,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 FROZEN: dict[str, type[Frozen]] = {
     "few-shot": FewShot, "neighbours": Neighbours, "linear-probe": LinearProbe, "logistic-probe": LogisticProbe
 }  # fmt: skip
-EVALUATORS: dict[str, type[Watching]] = {**FROZEN, **ON_ANSWERS}
+EVALUATORS: dict[str, type[Watching]] = {**FROZEN, **ON_ANSWERS, **ON_OWN_PICTURES}
 AXES: configuration.Axes = {
     **MODEL_AXES, Transform: TRANSFORMS, Sampling: SAMPLINGS, Objective: OBJECTIVES, Optimizer: OPTIMIZERS,
     Schedule: SCHEDULES, Tuning: TUNINGS, Watching: EVALUATORS,
@@ -126,7 +127,7 @@ class Run:
         sampling: which images an epoch holds.
         tuning: what of the model learns.
         thrift: what makes a step cheaper.
-        evaluators: what else is measured on val at every evaluation; changes nothing else.
+        evaluators: what else is measured at every evaluation, on val or on pictures of its own; changes nothing else.
         weights: the checkpoint that training starts from; None for random weights.
         keep_classes: what the weights say of classes that they know by name is kept; False for a head of zeros.
         grid: learning rates to choose from; None for the optimizer's own.
@@ -167,9 +168,23 @@ class Run:
                 "(of a ResNet, model.channels)",
             )  # fmt: skip
 
+        if twins := [each for place, each in enumerate(self.evaluators) if each in self.evaluators[:place]]:
+            name = configuration.encode(twins[0], AXES)["type"]
+            raise UsageError("VT003", f"evaluators: {name} is there twice with the same settings", "each once",
+                             f'[{{"type":"{name}", ...}}, ...] with other settings, or leave one out')  # fmt: skip
         if self.thrift.recompute and any(isinstance(part, SharpnessAware) for part in _nested(self.objective)):
             # The weights are back in their place when the gradient is computed.
             raise UsageError("VT003", "objective sharpness-aware and thrift.recompute together", "one of them")
+
+    @property
+    def watched(self) -> dict[str, Watching]:
+        """Evaluators by the name that stands before their numbers: the type; of a second of it, few-shot-2, and so on."""
+        found: dict[str, Watching] = {}
+        types = [configuration.encode(evaluator, AXES)["type"] for evaluator in self.evaluators]
+        for place, (kind, evaluator) in enumerate(zip(types, self.evaluators, strict=True)):
+            before = types[:place].count(kind)
+            found[f"{kind}-{before + 1}" if before else kind] = evaluator
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return configuration.encode(self, AXES)
@@ -192,7 +207,8 @@ class Run:
         names = assignments.get("evaluators", "[]").split(",")
         if all(name in EVALUATORS for name in names):
             rest = {name: text for name, text in assignments.items() if name != "evaluators"}
-            return replace(self, evaluators=tuple(EVALUATORS[name]() for name in names)).changed(rest)
+            found = tuple(configuration.decode(Watching, {"type": name}, AXES, f"evaluators, {name}") for name in names)
+            return replace(self, evaluators=found).changed(rest)
         if (level := assignments.get("augmentation")) in AUGREG:
             rest = {name: text for name, text in assignments.items() if name != "augmentation"}
             return replace(self, augmentation=AUGREG[str(level)]).changed(rest)

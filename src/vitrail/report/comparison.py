@@ -40,10 +40,9 @@ def comparison(a: Path, b: Path, split: str = "test") -> Facts:
         UsageError: VT002, the split is no name; VT026, a folder is no run folder.
         DataError: VT027, a run has no predictions of the split; VT028, no image can be compared.
     """
-    if split in ("", "..") or Path(split).name != split:
-        raise UsageError("VT002", f"--split {split}", "the name of a folder in RUN/eval, such as test or val")
+    refuse_no_name(split)
     stories = {"a": read_story(a), "b": read_story(b)}
-    predictions = {side: _predictions(story, split) for side, story in stories.items()}
+    predictions = {side: predictions_of(story, split) for side, story in stories.items()}
     # What a run has learned by heart says nothing of it; the folders of `eval --data` name other images.
     learned = {
         side: _trained_on(story.folder) if split in ("val", "test") else set() for side, story in stories.items()
@@ -76,7 +75,13 @@ def comparison(a: Path, b: Path, split: str = "test") -> Facts:
     return found
 
 
-def _predictions(story: Story, split: str) -> Predictions:
+def refuse_no_name(split: str) -> None:
+    if split in ("", "..") or Path(split).name != split:
+        raise UsageError("VT002", f"--split {split}", "the name of a folder in RUN/eval, such as test or val")
+
+
+def predictions_of(story: Story, split: str) -> Predictions:
+    """Raises DataError VT027, the run has none of this split."""
     if split == "test" and story.predictions is not None:
         return story.predictions
     folder, path = story.folder, story.folder / "eval" / split / "predictions.csv"

@@ -1,0 +1,164 @@
+"""The ways in which PyTorch answers: as the model is written, packed for a processor, or compiled. Each answers from a copy."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.deployment.engines import Setting
+from vitrail.deployment.packed import DTYPES, Precision, can_pack, packed
+from vitrail.deployment.streams import Streams
+from vitrail.errors import UsageError
+from vitrail.model.backbone import Backbone
+from vitrail.model.mixers import AttentionModule
+
+ALONE = 4  # images for each stream, from which on it does not matter that one has one image more
+
+
+class Answerer(Protocol):
+    """What a way makes of a backbone: normalised float32 images to float32 answers."""
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+
+    def represent(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
+        """What the last linear layer reads."""
+
+
+class Way(Protocol):
+    """Makes what answers, from the weights as they are now."""
+
+    def __call__(self, backbone: Backbone) -> Answerer: ...
+
+
+@dataclass(frozen=True)
+class Packed:
+    """By `packed`; batches are divided among `streams` of one core each. 0: one for each thread of PyTorch."""
+
+    precision: Precision = "float32"
+    streams: int = 0
+
+    def __call__(self, backbone: Backbone) -> Answerer:
+        made = packed(backbone, self.precision)
+        count = min(self.streams or torch.get_num_threads(), torch.get_num_threads())
+        return Divided(made, Streams(count)) if count > 1 and can_pack(backbone) else made
+
+
+class Divided:
+    """Batches go to the streams; an image alone, or two for three streams, has all threads for itself."""
+
+    def __init__(self, model: Backbone, streams: Streams) -> None:
+        self.model, self.streams = model, streams
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        return self._divided(self.model, images)
+
+    def represent(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
+        return self._divided(self.model.represent, images)
+
+    def _divided(self, answer: Any, images: Tensor) -> Tensor:
+        count = self.streams.count
+        even = len(images) % count == 0 or len(images) >= ALONE * count
+        return self.streams.map(answer, images) if even and len(images) else answer(images)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """By torch.compile, with the weights as constants; each size of batch is compiled when it first comes."""
+
+    precision: Precision = "float32"
+
+    def __call__(self, backbone: Backbone) -> Answerer:
+        if sys.platform != "win32" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            raise UsageError(
+                "VT175", "the engine compiled needs a C++ compiler, and there is none", "g++ or clang++ on the PATH",
+                "install one (Debian: apt install g++), or --engine pytorch, which is as fast on most processors",
+            )  # fmt: skip
+        return CompiledModel(copy.deepcopy(backbone).eval().requires_grad_(False), DTYPES[self.precision])
+
+
+class CompiledModel:
+    """Weights in `dtype`, answers in float32."""
+
+    def __init__(self, model: Backbone, dtype: torch.dtype) -> None:
+        self.model, self.dtype = model.to(dtype), dtype
+        options: dict[str, Any] = {"freezing": True}
+        self._forward = torch.compile(self.model.forward, options=options)
+        self._represent = torch.compile(self.model.represent, options=options)
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        return self._forward(images.to(self.dtype)).float()
+
+    def represent(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
+        return self._represent(images.to(self.dtype)).float()
+
+
+def way_of(engine: str, setting: Setting, device: str) -> Way | None:
+    """How PyTorch is to answer; None: as the model is written.
+
+    Raises:
+        UsageError: VT169, a precision that PyTorch does not have here.
+    """
+    precision = "float32" if setting.precision == "auto" else setting.precision
+    if precision not in DTYPES or (precision != "float32" and torch.device(device).type != "cpu"):
+        raise UsageError(
+            "VT169", f"{engine} with {precision} on {device}",
+            f"{' or '.join(DTYPES)} on a processor, float32 elsewhere", "vitrail export RUN --to openvino --precision int8",
+        )  # fmt: skip
+    if torch.device(device).type != "cpu":
+        return None
+    known: Precision = "bfloat16" if precision == "bfloat16" and _multiplies_bfloat16() else "float32"
+    return Compiled(known) if engine == "compiled" else Packed(known, setting.streams)
+
+
+@cache  # so that it is said once
+def _multiplies_bfloat16() -> bool:
+    found = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu.get_capabilities().get("avx512_bf16", True)
+    if not found:
+        print("this processor has no bfloat16: float32 is used, which is as exact and slower", file=sys.stderr)
+    return bool(found)
+
+
+class Watched:
+    """The copy that answers for a module, made anew when the module's weights have changed.
+
+    PyTorch counts what is written into an array, so that optimizers, load_state_dict, LoRA and changes in place are seen;
+    writing through `parameter.data` is the one thing it does not count. While somebody listens inside the module (hooks,
+    capture, gates) or trains it, the module itself has to answer.
+    """
+
+    def __init__(self, way: Way) -> None:
+        self._way = way
+        self._made: tuple[Any, Answerer] | None = None
+
+    def answerer(self, module: Backbone) -> Answerer:
+        """What answers for it now."""
+        if _listened(module):
+            return module
+        state = _state(module)
+        if self._made is None or self._made[0] != state:
+            self._made = None  # first its memory goes
+            self._made = state, self._way(module)
+        return self._made[1]
+
+
+def _state(module: nn.Module) -> tuple[tuple[str, int, int], ...]:
+    arrays = [*module.named_parameters(), *module.named_buffers()]
+    return tuple((name, values.data_ptr(), 0 if values.is_inference() else values._version) for name, values in arrays)
+
+
+def _listened(module: nn.Module) -> bool:
+    return module.training or any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or (isinstance(part, AttentionModule) and (part.request is not None or part.gates is not None))
+        for part in module.modules()
+    )

@@ -1,0 +1,245 @@
+"""From a classifier to one file that runs elsewhere, written only when its answers are shown to be the same."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+from uuid import uuid4
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitrail.deployment import graph, onnx_file, openvino_file
+from vitrail.deployment.classifier import Classifier
+from vitrail.deployment.exported import open_exported
+from vitrail.deployment.passport import KEY, NORMALISATION, Inside, Passport, Precision, Target, sealed
+from vitrail.deployment.verification import Check, Evidence, Logits, Size, compared
+from vitrail.errors import Disagreement, UsageError
+from vitrail.files import explained, write_bytes
+
+SUFFIXES: Mapping[Target, str] = {"onnx": ".onnx", "openvino": ".openvino", "torch-export": ".pt2"}
+ENGINES: Mapping[Target, str] = {"onnx": "onnxruntime", "openvino": "openvino", "torch-export": "pytorch"}
+PRECISIONS: Mapping[Target, tuple[Precision, ...]] = {
+    "onnx": ("float32",), "openvino": ("float32", "bfloat16", "int8"), "torch-export": ("float32",)
+}  # fmt: skip
+WHY = {
+    "onnx": "ONNX Runtime has no bfloat16 kernels on CPUs, and its int8 is slower than OpenVINO's",
+    "torch-export": "whoever loads the program can change its type",
+}
+MAX_ONNX = 2**31 - 2**24  # bytes of weights: a message of protocol buffers ends at 2 GiB
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be written.
+
+    Attributes:
+        sizes: (height, width) that the file holds; none: the preprocessing's own.
+        inside: what the graph does itself; see `Passport`.
+        max_drop: percentage points of top-1 that int8 may cost.
+    """
+
+    target: Target
+    precision: Precision = "float32"
+    sizes: tuple[Size, ...] = ()
+    inside: tuple[Inside, ...] = graph.DEFAULT
+    max_drop: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS[self.target]:
+            raise UsageError(
+                "VT152", f"--to {self.target} with --precision {self.precision}: {WHY[self.target]}",
+                " or ".join(PRECISIONS[self.target]), f"--to openvino --precision {self.precision}",
+            )  # fmt: skip
+
+
+class Calibrated(Protocol):
+    """What `quantisation.quantise` makes of a float32 model."""
+
+    model: Any
+
+    def facts(self) -> dict[str, Any]:
+        """How, for the passport."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """An export that passed its check."""
+
+    path: Path
+    bytes: int
+    passport: Passport
+    check: Check
+
+
+def export(
+    classifier: Classifier,
+    wanted: Wanted,
+    path: Path,
+    evidence: Evidence,
+    source: Mapping[str, Any] | None = None,
+    calibration: Callable[[Any], Calibrated] | None = None,
+    told: Callable[[str], None] = lambda text: None,
+) -> Written:
+    """Writes one file and checks it before it gets its name.
+
+    Args:
+        path: of the new file, with the suffix of its kind; what is there is replaced.
+        evidence: pictures that the answers are compared on.
+        source: where the weights come from, for the passport.
+        calibration: makes int8 of the float32 openvino.Model.
+        told: is told what goes on.
+
+    Raises:
+        Disagreement: VT155, the answers are others; nothing is written.
+        UsageError: VT045, no classes; VT151, an extra is missing; VT152, what cannot be written.
+        VitrailError: VT150, the model cannot be traced.
+    """
+    sizes = wanted.sizes or (classifier.preprocessing.image_size,)
+    wanted = replace(wanted, sizes=sizes)
+    _check_classes(classifier)
+    told(f"{wanted.target}: the graph")
+    made, facts = _made(classifier, wanted, calibration)
+    passport = _passport(classifier, wanted, {**(source or {}), **({"int8": facts} if facts else {})})
+    temporary = path.with_name(f".{uuid4().hex[:8]}.tmp{path.suffix}")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with explained(path):
+            temporary.write_bytes(made(passport))
+        opener = _opener(temporary, classifier, passport)
+        rows = compared(opener, lambda size: reference(classifier, size), evidence, passport, told)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    check = Check(rows, wanted.precision, _engine(wanted.target), evidence.source, wanted.max_drop)
+    check.demand()
+    passport = replace(passport, check=check.facts())
+    content = made(passport)
+    write_bytes(path, content)
+    return Written(path, len(content), passport, check)
+
+
+def reference(classifier: Classifier, size: Size) -> Logits:
+    """The module itself in PyTorch's float32, for images of this size."""
+    module = classifier.module.at(size).float().cpu().eval()
+
+    def logits(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            answer: NDArray[np.float32] = module(classifier.preprocessing.normalise(torch.from_numpy(images))).numpy()
+        return answer
+
+    return logits
+
+
+def _check_classes(classifier: Classifier) -> None:
+    if not classifier.classes:
+        raise UsageError(
+            "VT045", "these weights have no classes: they turn a picture into a vector of features", "a classifier",
+            "vitrail train YOUR_IMAGES --weights THESE_WEIGHTS gives classes",
+        )  # fmt: skip
+
+
+def _passport(classifier: Classifier, wanted: Wanted, source: Mapping[str, Any]) -> Passport:
+    preprocessing = replace(classifier.preprocessing, image_size=wanted.sizes[0])
+    return Passport(
+        wanted.target, wanted.precision, wanted.sizes, classifier.classes, classifier.multi_label,
+        classifier.temperature, preprocessing, wanted.inside, source,
+    )  # fmt: skip
+
+
+Made = tuple[Callable[[Passport], bytes], dict[str, Any]]
+
+
+def _made(classifier: Classifier, wanted: Wanted, calibration: Callable[[Any], Calibrated] | None) -> Made:
+    """What writes the file with a passport; how int8 came about."""
+    if wanted.target == "openvino":
+        model, facts = graph.openvino_model(classifier, wanted.sizes, wanted.inside), {}
+        if wanted.precision == "int8":
+            assert calibration is not None
+            calibrated = calibration(model)
+            model, facts = calibrated.model, calibrated.facts()
+        xml, weights = _serialised(model)
+        return (lambda passport: openvino_file.stamped(xml, weights, passport)), facts
+    if wanted.target == "onnx":
+        _check_protobuf(classifier)
+        content = graph.onnx_model(classifier, wanted.sizes, wanted.inside).SerializeToString()
+        return (lambda passport: b"".join(onnx_file.stamped(content, passport))), {}
+    program, _ = graph.program(classifier, wanted.sizes, wanted.inside)
+    return (lambda passport: _archive(program, passport)), {}
+
+
+def _serialised(model: Any) -> tuple[bytes, bytes]:
+    """The text and the weights of an openvino.Model, which only writes to files."""
+    import openvino
+
+    with TemporaryDirectory(prefix="vitrail-") as folder:
+        xml, weights = Path(folder) / "model.xml", Path(folder) / "model.bin"
+        openvino.serialize(model, xml, weights)
+        return xml.read_bytes(), weights.read_bytes()
+
+
+def _archive(program: torch.export.ExportedProgram, passport: Passport) -> bytes:
+    arrays = [program.state_dict[name].contiguous() for name in sorted(program.state_dict)]
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.reshape(-1).view(torch.uint8).numpy())
+    target = io.BytesIO()
+    torch.export.save(program, target, extra_files={f"{KEY}.json": sealed(passport, [digest.digest()]).text()})
+    return target.getvalue()
+
+
+def _check_protobuf(classifier: Classifier) -> None:
+    size = 4 * sum(parameter.numel() for parameter in classifier.module.parameters())
+    if size > MAX_ONNX:
+        raise UsageError(
+            "VT152", f"the weights have {size / 2**30:.1f} GiB, and an ONNX file ends at 2 GiB", "a smaller model",
+            "--to openvino, whose files may be larger",
+        )  # fmt: skip
+
+
+def _opener(path: Path, classifier: Classifier, passport: Passport) -> Callable[[Size], Logits]:
+    """Opens the written file as those who use it will, for images of a size; its passport must be the classifier's."""
+    if passport.target == "torch-export":
+        return lambda size: _program(path, passport)
+
+    def opened(size: Size) -> Logits:
+        model = open_exported(path, size, ENGINES[passport.target])
+        said = (model.classes, model.multi_label, model.temperature, model.preprocessing)
+        preprocessing = replace(classifier.preprocessing, image_size=size)
+        if said != (classifier.classes, classifier.multi_label, classifier.temperature, preprocessing):
+            raise Disagreement(
+                "VT155", "the exported file says other things of its classes or preprocessing than the original",
+                "the same", "nothing was written; please report this",
+            )  # fmt: skip
+        return model.logits
+
+    return opened
+
+
+def _program(path: Path, passport: Passport) -> Logits:
+    """torch.export's own file, which was written a moment ago: what others wrote is never loaded, for it holds pickles."""
+    run = torch.export.load(path).module()
+
+    def logits(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        values = torch.from_numpy(images)
+        given = values if NORMALISATION in passport.inside else passport.preprocessing.normalise(values)
+        with torch.inference_mode():
+            answer: NDArray[np.float32] = run(given)[0].numpy()
+        return answer
+
+    return logits
+
+
+def _engine(target: Target) -> str:
+    from importlib.metadata import version
+
+    package = {"onnx": "onnxruntime", "openvino": "openvino", "torch-export": "torch"}[target]
+    return f"{package} {version(package)}"

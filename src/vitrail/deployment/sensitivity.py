@@ -1,0 +1,235 @@
+"""Which layers suffer from int8, and the fewest of them that must be spared so that accuracy holds. No torch, no engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrail.errors import DataError, UsageError, VitrailError
+from vitrail.statistics import paired_interval
+
+FEWEST, CALIBRATING = 40, 256  # images of either kind; more move the ranges no further
+PROBES = 32  # images that sensitivities are measured on
+BATCH = 16  # images at a time
+Logits = Callable[[NDArray[Any]], NDArray[np.float32]]  # batch channels height width to batch classes
+
+
+class Mixture(Protocol):
+    """A model whose layers may be int8 or not."""
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """Names, in the order in which they are computed."""
+
+    def logits(self, kept: Sequence[str], exact: bool = False) -> Logits:
+        """The model with every layer in int8 but those of `kept`.
+
+        Args:
+            exact: what is not int8 is float32; otherwise it is as it will be deployed (bfloat16, where there is any).
+        """
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What becomes of the logits when one layer alone is in int8.
+
+    Attributes:
+        error: mean squared change, as a share of the variance of the logits among images.
+        agreement: share of images whose first class stays.
+    """
+
+    layer: str
+    error: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Images that judge, none of which calibrated anything.
+
+    Attributes:
+        images: uint8 batch channels height width, or as the model takes them.
+        targets: batch classes, 1 where the class is true.
+    """
+
+    images: NDArray[Any]
+    targets: NDArray[np.float32]
+
+    def hits(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Whether the first class is true, per image."""
+        return self.targets[np.arange(len(logits)), logits.argmax(axis=1)] > 0
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What int8 costs on held-out images.
+
+    Attributes:
+        n: images; hits: how many float32 gets right; lost, won: right before alone, and in int8 alone.
+        agreement: share of images whose first class stays.
+    """
+
+    n: int
+    hits: int
+    lost: int
+    won: int
+    agreement: float
+
+    @property
+    def points(self) -> float:
+        """Percentage points of top-1; negative where int8 is better."""
+        return 100 * (self.lost - self.won) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, in percentage points."""
+        low, high = paired_interval(self.lost, self.won, self.n)
+        return -100 * high, -100 * low
+
+    def words(self) -> str:
+        """ "0.28 points of top-1 (95 % CI -0.31 to 0.87, n = 359)"."""
+        low, high = self.interval
+        return f"{self.points:.2f} points of top-1 (95 % CI {low:.2f} to {high:.2f}, n = {self.n})"
+
+    def facts(self) -> dict[str, Any]:
+        """The same for JSON; shares of top-1 before and after."""
+        return {
+            "points": self.points, "interval": list(self.interval), "n": self.n, "lost": self.lost, "won": self.won,
+            "top1_before": self.hits / self.n, "top1": (self.hits - self.lost + self.won) / self.n,
+            "agreement": self.agreement,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Compares with float32 on held-out images."""
+
+    held_out: HeldOut
+    reference: NDArray[np.float32]
+
+    @cached_property
+    def _right(self) -> NDArray[np.bool_]:
+        return self.held_out.hits(self.reference)
+
+    def drop(self, model: Logits) -> Drop:
+        logits = finite(model(self.held_out.images))
+        right = self.held_out.hits(logits)
+        before, lost, won = (int(part.sum()) for part in (self._right, self._right & ~right, ~self._right & right))
+        return Drop(len(right), before, lost, won, agreement(logits, self.reference))
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The layers that are spared, the most sensitive first, and what was tried on the way: how many, and the drop."""
+
+    kept: tuple[str, ...]
+    drop: Drop
+    tried: tuple[tuple[int, float], ...]
+
+
+def sensitivities(mixture: Mixture, images: NDArray[Any], reference: NDArray[np.float32]) -> tuple[Sensitivity, ...]:
+    """Every layer alone in int8, all others in float32; the most sensitive first.
+
+    Args:
+        images: not those that calibrated.
+        reference: float32's logits of them.
+    """
+    found = []
+    for layer in mixture.layers:
+        others = [name for name in mixture.layers if name != layer]
+        logits = finite(mixture.logits(others, exact=True)(images))
+        found.append(Sensitivity(layer, error(logits, reference), agreement(logits, reference)))
+    return tuple(sorted(found, key=lambda row: -row.error))  # stable: equal ones stay in the order of the network
+
+
+def mix(mixture: Mixture, order: Sequence[str], judge: Judge, budget: float) -> Mix:
+    """Spares the first layers of `order`, as few as hold the budget: 0, 1, 2, 4 ... of them, then the middle between.
+
+    Args:
+        order: layers, the most sensitive first.
+        budget: the largest drop in percentage points.
+
+    Raises:
+        VitrailError: VT189, it does not hold with any layer in int8.
+    """
+    drops: dict[int, Drop] = {}
+
+    def holds(count: int) -> bool:
+        if count not in drops:
+            drops[count] = judge.drop(mixture.logits(order[:count]))
+        return drops[count].points <= budget
+
+    most = len(order) - 1
+    high = next((count for count in _doubling(most) if holds(count)), None)
+    if high is None:
+        best = min(drops, key=lambda count: drops[count].points)
+        raise unheld(budget, drops[best], best, len(order))
+    low = max((count for count in drops if count < high), default=-1)  # does not hold
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return Mix(tuple(order[:high]), drops[high], tuple((count, drop.points) for count, drop in sorted(drops.items())))
+
+
+def _doubling(most: int) -> list[int]:
+    return sorted({0, most, *(2**power for power in range(max(most, 1).bit_length()) if 2**power < most)})
+
+
+def error(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Mean squared difference as a share of the reference's variance among images."""
+    exact = reference.astype(np.float64)
+    spread = exact.var(axis=0).mean()
+    return float(((logits - exact) ** 2).mean() / max(spread, np.finfo(np.float64).tiny))
+
+
+def agreement(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Share of images with the same first class."""
+    return float((logits.argmax(axis=1) == reference.argmax(axis=1)).mean())
+
+
+def finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(logits).all():
+        raise DataError(
+            "VT188", f"the model's answers are not finite for {int((~np.isfinite(logits)).any(axis=1).sum())} of "
+            f"{len(logits)} images", "numbers: activations that overflow have no int8 range",
+            "look at the model (vitrail models inspect RUN), or export without --precision int8",
+        )  # fmt: skip
+    return logits
+
+
+def check_budget(budget: float) -> None:
+    """Raises VT187 where the largest allowed drop is no share of images."""
+    if not (math.isfinite(budget) and 0 <= budget < 100):
+        raise UsageError("VT187", f"--max-drop {budget:g}", "percentage points of top-1, 0 or more", "--max-drop 0.5")
+
+
+def check_images(targets: NDArray[np.float32]) -> None:
+    """Raises VT186 where there are too few images to calibrate or to judge with, or all show one class."""
+    classes = int((targets > 0).any(axis=0).sum())
+    if len(targets) < FEWEST or classes < 2:
+        raise DataError(
+            "VT186", f"int8: {len(targets)} images of {classes} classes to calibrate with, or to judge by",
+            f"at least {FEWEST} images of several classes in train, and in each half of val; better {CALIBRATING}",
+            "--data with more pictures like those that the model will see",
+        )  # fmt: skip
+
+
+def unheld(budget: float, drop: Drop, kept: int, layers: int) -> VitrailError:
+    """No mix of int8 and other layers is good enough."""
+    return Unheld(
+        "VT189", f"int8 does not stay within {budget:g} points of top-1: the best mix, with {kept} of {layers} layers "
+        f"spared, loses {drop.words()}", f"a drop of at most {budget:g} points",
+        "--precision bfloat16, a larger --max-drop, or more pictures to judge by: with few, one picture is a large share",
+    )  # fmt: skip
+
+
+class Unheld(VitrailError):
+    """A model that is not what was promised; no file was written."""
+
+    exit_status = 5
