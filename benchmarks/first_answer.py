@@ -38,6 +38,14 @@ print(json.dumps([int(answer), peak * 1024 / 1e6]), flush=True)
 """
 VITRAIL = "import vitrail; answer = vitrail.load(model).predict(jpeg).label.split()[1]"
 HALF = "import vitrail; answer = vitrail.load(model, precision='bfloat16').predict(jpeg).label.split()[1]"
+COMMAND = """
+from contextlib import redirect_stdout, suppress
+from io import StringIO
+from vitrail.cli import main
+with redirect_stdout(StringIO()) as said, suppress(SystemExit):
+    main(["predict", model, jpeg])
+answer = said.getvalue().split("\\t")[1].split()[1]
+"""
 ONNXRUNTIME = f"""
 import onnxruntime
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -46,7 +54,7 @@ answer = session.run(["logits"], {{"images": images}})[0].argmax()
 """
 OPENVINO = f"""
 import openvino
-compiled = openvino.Core().compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "PRECISION"}})
+compiled = openvino.Core().compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "CHOSEN"}})
 {PREPARED}
 answer = compiled(images)["logits"].argmax()
 """
@@ -77,15 +85,17 @@ def contenders(folder: Path, shape: str) -> dict[str, tuple[str, Path]]:
     return {
         "Vitrail, .onnx, float32": (VITRAIL, folder / "float32.onnx"),
         "Vitrail, .onnx, int8": (VITRAIL, folder / "int8.onnx"),
+        "`vitrail predict`, .onnx, float32": (COMMAND, folder / "float32.onnx"),
+        "`vitrail predict`, .onnx, int8": (COMMAND, folder / "int8.onnx"),
         "Vitrail, .openvino, float32": (VITRAIL, folder / "float32.openvino"),
         "Vitrail, .openvino, bfloat16": (HALF, folder / "float32.openvino"),
         "Vitrail, .openvino, int8": (VITRAIL, folder / "int8.openvino"),
         "Vitrail, weights on PyTorch, float32": (VITRAIL, folder / "native"),
         "ONNX Runtime, float32": (ONNXRUNTIME, folder / "plain.onnx"),
         "ONNX Runtime, int8 (dynamic)": (ONNXRUNTIME, folder / "plain-int8.onnx"),
-        "OpenVINO, float32": (OPENVINO.replace("PRECISION", "f32"), folder / "plain.xml"),
-        "OpenVINO, bfloat16": (OPENVINO.replace("PRECISION", "bf16"), folder / "plain.xml"),
-        "OpenVINO, int8 (NNCF)": (OPENVINO.replace("PRECISION", "bf16"), folder / "plain-int8.xml"),
+        "OpenVINO, float32": (OPENVINO.replace("CHOSEN", "f32"), folder / "plain.xml"),
+        "OpenVINO, bfloat16": (OPENVINO.replace("CHOSEN", "bf16"), folder / "plain.xml"),
+        "OpenVINO, int8 (NNCF)": (OPENVINO.replace("CHOSEN", "bf16"), folder / "plain-int8.xml"),
         "timm, float32": (timm, folder / "timm"),
         "transformers, float32": (TRANSFORMERS, folder / "transformers"),
     }

@@ -51,7 +51,7 @@ def accuracy(runs: list[Path], budget: float, photos: Path | None) -> None:
         targets[:, positions(source, classifier)] = test.targets[chosen]
         print(f"\n{run.name}: {classifier.checkpoint.config.words}; {seconds:.0f} s to calibrate, measure and choose")
         kept = ", ".join(found.kept) or "none"
-        print(f"smoothing {found.smoothing}; spared: {kept} of {len(found.sensitivity)} layers; tried {found.tried}")
+        print(f"{found.mixture.words}; spared: {kept} of {len(found.rows)} layers; tried {found.tried}")
         print(f"on the pictures that chose: {found.drop.words()}")
         forms = {
             "float32": (model, True),
@@ -87,7 +87,7 @@ def accuracy(runs: list[Path], budget: float, photos: Path | None) -> None:
                 ]
                 print(f"{name:10} {pairs[0]}   {pairs[1]}")
         print("layer, change of logits when it alone is int8 (share of their spread), same first class")
-        for row in found.sensitivity:
+        for row in found.rows:
             print(f"  {row.layer:<34} {100 * row.error**0.5:7.2f} % {100 * row.agreement:6.1f} %")
 
 

@@ -50,7 +50,7 @@ class Arrays(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pixels = self.images[index][:, ::-1] if torch.rand(()) < 0.5 else self.images[index]
-        values = torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(127.5).sub_(1)
+        values = torch.from_numpy(np.array(pixels)).float().div_(127.5).sub_(1)
         return {"pixel_values": values[None], "labels": int(self.labels[index])}
 
 

@@ -125,14 +125,34 @@ def speed(rate):
 
 
 def test_winners():
-    """Fastest first; of equals the more exact one; who answers otherwise is not remembered at all."""
-    a = Measured(A, (speed(97.0),), first=1.0, same=1.0)
-    b = Measured(B, (speed(100.0),), first=0.5, same=0.995)
+    """Fastest first, of every precision; one that answers otherwise is not remembered at all."""
+    a = Measured(A, (speed(97.0), replace(speed(30.0), batch=1)), first=1.0, same=1.0)
+    b = Measured(B, (speed(100.0),), first=0.5, same=0.95)
     c = Measured(C, (speed(900.0),), first=0.1, same=0.5)
-    ranked = bench.winners([c, b, a])
-    assert [choice.precision for choice in ranked["throughput"]] == ["float32", "bfloat16"]
-    assert [choice.precision for choice in ranked["first-answer"]] == ["bfloat16", "float32"]
-    assert bench.winners([replace(a, speeds=(speed(90.0),)), b])["throughput"][0].precision == "bfloat16"
+    ranked = bench.winners([c, a, b, replace(b, problem="it ended")])
+    found = [(choice.precision, choice.batch, choice.value) for choice in ranked["throughput"]]
+    assert found == [("bfloat16", 8, 100.0), ("float32", 8, 97.0), ("float32", 1, 30.0)]
+    assert [(choice.precision, choice.value) for choice in ranked["first-answer"]] == [
+        ("bfloat16", 0.5),
+        ("float32", 1.0),
+    ]
+    assert ranked["throughput"][0].agreement == 0.95 and ranked["throughput"][0].version == machine.version("pytorch")
+
+
+@pytest.mark.parametrize(("seconds", "compared"), [(1000.0, 64), (1e-9, 16)])
+def test_as_many_pictures_are_compared_as_there_is_time_for(seconds, compared):
+    """The reference's own answers, where there is one; and logits, not only classes."""
+    images = np.arange(64, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 2, 2), np.uint8)
+
+    def run(images):
+        return np.stack([images[:, 0, 0, 0], 40.0 - images[:, 0, 0, 1]], axis=1).astype(np.float32)
+
+    found, runs = {way: Measured(way) for way in (A, B)}, {A: lambda images: run(images) + 1, B: run}
+    bench._compare(found, runs, images, run, seconds)
+    assert [found[way].compared for way in (A, B)] == [compared] * 2
+    assert found[B].difference == 0 and found[A].difference == pytest.approx(1 / max(compared - 1, 40))
+    bench._compare(found, runs, images, None, seconds)  # without a reference the first in float32 is it
+    assert found[A].difference == 0 < found[B].difference and found[B].same == 1
 
 
 def test_the_ways_of_each_kind_of_model():

@@ -184,6 +184,15 @@ def test_other_inputs_and_outputs_are_refused(onnx_path):
     assert code(onnx_path, engine="openvino") == "VT160"
 
 
+def test_names_that_are_no_text_and_other_numbers_of_classes(onnx_path):
+    content = exports.network().SerializeToString().replace(b"probabilities", b"probab\xf3\xa0ties")
+    onnx_path.write_bytes(b"".join(onnx_file.stamped(content, exports.passport())))
+    assert code(onnx_path, engine="openvino") == "VT160"
+    onnx_path.write_bytes(exports.onnx_bytes(classes=("one", "two")))
+    with pytest.raises(VitrailError, match="for 2 classes"):
+        vitrail.load(onnx_path).logits(exports.images())
+
+
 def test_nested_and_endless_messages_end(onnx_path):
     deep = exports.network().graph
     for _ in range(15):

@@ -16,7 +16,7 @@ from vitrail.model.heads import HEADS, Features, LinearHead, ProjectedHead, Tanh
 from vitrail.model.mixers import MIXERS, Attention, QuadraticAttention, TokenMLP
 from vitrail.model.pairs import Relative1D, RelativeBias, Rotary2D
 from vitrail.model.pools import POOLS, AttentionPool, ClassToken, DistilledToken, GlobalAverage, TokenAndAverage
-from vitrail.model.positions import POSITIONS, Both, Learned1D, Learned2D, NoPosition, Normed, SineCosine
+from vitrail.model.positions import POSITIONS, Both, Learned2D, NoPosition, Normed, SineCosine
 from vitrail.model.resnet import ResNetConfig
 from vitrail.model.tokenizers import TOKENIZERS, ConvolutionalStem, LinearPatches
 from vitrail.model.trunks import PostActivation, PreActivation

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from vitrail.deployment.sensitivity import Drop, HeldOut, Judge, Sensitivity, agreement, error, mix, sensitivities
+from vitrail.deployment.sensitivity import (
+    Drop,
+    HeldOut,
+    Judge,
+    Sensitivity,
+    agreement,
+    cheapest,
+    error,
+    mix,
+    sensitivities,
+)
 from vitrail.errors import DataError, UsageError, VitrailError
 
 openvino = pytest.importorskip("openvino")
@@ -67,8 +77,8 @@ def made():
 
 def test_the_layer_with_outliers_is_the_most_sensitive_and_is_spared(made):
     _model, found = made
-    assert {row.layer for row in found.sensitivity} == {"planted", "middle", "head"}
-    first, second, _ = found.sensitivity
+    assert {row.layer for row in found.rows} == {"planted", "middle", "head"}
+    first, second, _ = found.rows
     assert first.layer == "planted" and first.error > 10 * second.error
     assert found.kept == ("planted",)
     assert found.tried[0][0] == 0 and found.tried[0][1] > 0.5  # all of it in int8 was tried, and is worse
@@ -192,6 +202,18 @@ def test_a_budget_that_cannot_hold_is_an_error_that_says_the_best():
     with pytest.raises(VitrailError, match=r"best mix, with 1 of 6 layers spared, loses 7\.00 points") as caught:
         mix(Pretended({"f": 7, "a": 9}), "abcdef", judge(), 2)
     assert caught.value.code == "VT189" and caught.value.exit_status == 5
+
+
+def test_what_spoils_most_for_the_least_work_is_spared_first():
+    rows = [Sensitivity("a", 4.0, 1), Sensitivity("b", 2.0, 1), Sensitivity("c", 1.0, 1), Sensitivity("d", 0.1, 1)]
+    work = {"a": 0.9, "b": 0.02, "c": 0.03, "d": 0.01}
+    assert cheapest(rows, work, 0.03) == ("b", "d")  # a is worth more than is to be spent, c no longer fits
+    assert cheapest(rows, work, 0.05) == ("b", "c") and cheapest(rows, work, 0) == ()
+    pretended = Pretended({"a": 50, "b": 6})
+    assert mix(pretended, "abcdef", judge(), 100, least=3).kept == ("a", "b", "c") and pretended.asked == [
+        ("a", "b", "c")
+    ]
+    assert mix(Pretended({"e": 9}), "abcdef", judge(), 0, least=2).kept == ("a", "b", "c", "d", "e")
 
 
 def test_few_mixes_are_tried_of_many_layers():

@@ -10,18 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from io import BytesIO
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Pillow's mode of a file -> the colours that simplejpeg must find in it, and what it is asked to write.
-_COLOURS = {"RGB": ("YCbCr", "RGB"), "L": ("Gray", "GRAY")}
+# Pillow's mode of a file and the channels that are wanted -> the colours that simplejpeg must find, and what it is asked for.
+_COLOURS = {("RGB", 3): ("YCbCr", "RGB"), ("L", 3): ("Gray", "RGB"), ("L", 1): ("Gray", "GRAY")}
 _SLACK, _BYTES_A_PIXEL = 2**20, 8  # a file far larger than its picture is read in pieces, by Pillow
 
 
-def decoded(content: Any, image: Image.Image) -> NDArray[np.uint8] | None:
+def can_decode(image: Image.Image, channels: int) -> bool:
+    """Whether a file, by its header, is one for `decoded`: a JPEG, and not of inks, nor colour that is wanted in grey."""
+    return image.format in ("JPEG", "MPO") and (image.mode, channels) in _COLOURS
+
+
+def decoded(content: BinaryIO, image: Image.Image, channels: int) -> NDArray[np.uint8] | None:
     """The pixels of a JPEG, uint8 height width channels, as Pillow would decode them; None where Pillow has to do it.
 
     Pillow has to for every other format and colour space, without simplejpeg, and for any file that is not wholly in order:
@@ -30,16 +35,18 @@ def decoded(content: Any, image: Image.Image) -> NDArray[np.uint8] | None:
     Args:
         content: the file, open for reading at any place.
         image: what Pillow makes of its header, whose size was checked.
+        channels: 3 for colour, 1 for grey.
     """
-    if image.format not in ("JPEG", "MPO") or image.mode not in _COLOURS or (decode := decoder()) is None:
+    decode = decoder()
+    if decode is None or not can_decode(image, channels):
         return None
     limit = image.width * image.height * _BYTES_A_PIXEL + _SLACK
     content.seek(0)
     data = content.read(limit + 1)
-    return None if len(data) > limit else decode(data, image.mode, (image.height, image.width))
+    return None if len(data) > limit else decode(data, (image.height, image.width), *_COLOURS[image.mode, channels])
 
 
-Decode = Callable[[bytes, str, tuple[int, int]], NDArray[np.uint8] | None]
+Decode = Callable[[bytes, tuple[int, int], str, str], NDArray[np.uint8] | None]
 
 
 @cache
@@ -50,11 +57,10 @@ def decoder() -> Decode | None:
     except Exception:  # not installed, or built for another NumPy: Pillow does it
         return None
 
-    def decode(data: bytes, mode: str, size: tuple[int, int]) -> NDArray[np.uint8] | None:
-        found, wanted = _COLOURS[mode]
+    def decode(data: bytes, size: tuple[int, int], colours: str, wanted: str) -> NDArray[np.uint8] | None:
         try:
             # The sizes are compared before room is made for a picture: the two parsers must mean the same one.
-            if simplejpeg.decode_jpeg_header(data)[:3] != (*size, found):
+            if simplejpeg.decode_jpeg_header(data)[:3] != (*size, colours):
                 return None
             return simplejpeg.decode_jpeg(data, wanted)  # strict: the slightest damage raises
         except Exception:
@@ -67,11 +73,12 @@ def _agrees(decode: Decode) -> bool:
     """Compares with Pillow on a picture of gradients and edges, in every subsampling of colour and in grey."""
     rows, columns = np.indices((37, 53))  # no multiples of 8 or 16: edges are where decoders differ
     picture = np.stack([rows * 6, columns * 4, (rows // 5 + columns // 7) % 2 * 255], axis=-1).astype(np.uint8)
-    for mode, subsampling in (("RGB", 0), ("RGB", 1), ("RGB", 2), ("L", 0)):
-        buffer = BytesIO()
-        Image.fromarray(picture).convert(mode).save(buffer, "JPEG", quality=80, subsampling=subsampling)
-        reference = np.asarray(Image.open(buffer, formats=("JPEG",)))
-        answer = decode(buffer.getvalue(), mode, picture.shape[:2])
-        if answer is None or not np.array_equal(answer.reshape(reference.shape), reference):
-            return False
+    for (mode, channels), colours in _COLOURS.items():
+        for subsampling in (0, 1, 2):
+            buffer = BytesIO()
+            Image.fromarray(picture).convert(mode).save(buffer, "JPEG", quality=80, subsampling=subsampling)
+            image = Image.open(buffer, formats=("JPEG",)).convert("RGB" if channels == 3 else "L")
+            answer = decode(buffer.getvalue(), picture.shape[:2], *colours)
+            if answer is None or not np.array_equal(answer.squeeze(), np.asarray(image)):
+                return False
     return True

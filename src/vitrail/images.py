@@ -7,7 +7,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from threading import Condition, Lock
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vitrail.decoding import decoded
+from vitrail.decoding import can_decode, decoded
 from vitrail.errors import DataError, nearest_path
 
 Picture = NDArray[np.uint8]
@@ -95,16 +95,15 @@ def read_file(source: str | os.PathLike[str] | bytes, channels: int = 3) -> tupl
         _check_size(image, name)
         try:
             with _GATE.room(image.width * image.height):
-                pixels = decoded(content, image)
-                if pixels is None:
-                    image.load()
+                # Pictures that are to be turned are Pillow's: it turns its own pixels without copying them once more.
+                if can_decode(image, channels) and _turn(image) is None:
+                    pixels = decoded(content, image, channels)
+                    if pixels is not None:
+                        return pixels, FileFacts(image.format or "", image.mode, turned=False, transparent=False)
+                image.load()
                 turn = _turn(image)
-                facts = FileFacts(image.format or "", image.mode, turn is not None, transparent=False)
-                if pixels is not None and turn is None and pixels.shape[2] == channels:
-                    return pixels, facts
-                seen = image if pixels is None else to_pillow(pixels)
-                picture, least, most = _as_seen(seen if turn is None else seen.transpose(turn), channels)
-                return picture, replace(facts, transparent=least < 255, empty=most == 0)
+                picture, least, most = _as_seen(image if turn is None else image.transpose(turn), channels)
+                return picture, FileFacts(image.format or "", image.mode, turn is not None, least < 255, most == 0)
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError and more
             raise DataError("VT053", f"{name} is damaged or cut off: {error}", "a whole picture") from error
 

@@ -90,7 +90,11 @@ def run_bench(
     found = bench.bench(Asked(chosen, batches, seconds, images), open_, new_process, subject.reference, _tell)
     winners = bench.winners(found)
     facts["measured"] = [asdict(one) for one in found]
-    facts["winners"] = {purpose: [asdict(choice) for choice in several[:1]] for purpose, several in winners.items()}
+    facts["winners"] = {
+        purpose: [asdict(next(choice for choice in several if choice.precision == each)) for each in
+                  dict.fromkeys(choice.precision for choice in several)]
+        for purpose, several in winners.items()
+    }  # fmt: skip
     facts["remembered"] = str(machine.remember(subject.key, winners)) if any(winners.values()) else None
     print(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(table(facts, found)))
     return 1 if all(one.problem for one in found) else 0
@@ -233,19 +237,24 @@ def table(facts: dict[str, Any], found: Sequence[Measured]) -> list[str]:
         same = "" if one.same is None else f"{one.same:.1%}"
         apart = "" if one.difference is None else f"{one.difference:.1e}"
         lines.append(f"{one.contender!s:<30}{first:>14}{memory:>9}{same:>13}{apart:>13}")
-    lines += wrapped("answers beside float32; difference: of logits, over the largest", "", "")
+    compared = max(one.compared for one in found)
+    lines += wrapped(f"answers to {compared} pictures beside float32; difference: of logits, over the largest", "", "")
     return [*lines, "", *_best(facts)]
 
 
 def _best(facts: dict[str, Any]) -> list[str]:
+    """The best of each precision, which is what engine="auto" looks up."""
     lines = []
     for purpose, several in facts["winners"].items():
         for choice in several:
             way = Contender(choice["engine"], choice["precision"], choice["threads"], choice["streams"])
-            value = f"{choice['value']:.2f} s" if purpose == "first-answer" else f"{choice['value']:.1f} images/s"
+            many = f"{choice['value']:.1f} images/s, batch {choice['batch']}"
+            value = f"{choice['value']:.2f} s" if purpose == "first-answer" else many
             lines += wrapped(f"{way}: {value}", f"best for {purpose:<13}", "  ")
     if facts["remembered"]:
-        lines += wrapped(f'engine="auto" now knows; {facts["remembered"]}', "", "  ")
+        lines += wrapped(
+            f"engine=auto takes these for --precision float32, bfloat16 ...: {facts['remembered']}", "", "  "
+        )
     return lines
 
 

@@ -49,11 +49,14 @@ def calibrated(classifier: Classifier, source: Source, wanted: Wanted) -> tuple[
         check_images(part.dataset.targets)
 
     def made(model: Any) -> Any:
-        from vitrail.deployment.quantisation import quantise
+        from vitrail.deployment import quantisation, quantisation_onnx
 
         read = {name: _images(pictures[name], classifier.preprocessing, size, wanted) for name in ("train", "choose")}
         judge = HeldOut(read["choose"], pictures["choose"].dataset.targets)
-        return quantise(model, read["train"], pictures["train"].dataset.targets, judge, wanted.max_drop, SEED)
+        if wanted.target == "onnx":
+            return quantisation_onnx.quantise(model, read["train"], judge, wanted.max_drop)
+        targets = pictures["train"].dataset.targets
+        return quantisation.quantise(model, read["train"], targets, judge, wanted.max_drop, SEED)
 
     shown, channels = pictures["check"].dataset, classifier.preprocessing.channels
     name = f"{source.name}, half of {split}"
@@ -85,11 +88,10 @@ def _images(pictures: Pictures, preprocessing: Preprocessing, size: tuple[int, i
 
 def sensitivity_text(facts: Mapping[str, Any]) -> list[str]:
     """The layers that int8 hurts most, as a table, from the facts in a passport."""
-    rows, kept, smoothing = facts["sensitivity"], set(facts["kept"]), facts["smoothing"]
+    rows, kept = facts["sensitivity"], set(facts["kept"])
     chosen = facts["chosen"]
     lines = [
-        f"int8     {facts['layers'] - len(kept)} of {facts['layers']} layers, "
-        f"{f'SmoothQuant {smoothing:g}' if smoothing else 'without SmoothQuant'}; "
+        f"int8     {facts['layers'] - len(kept)} of {facts['layers']} layers, {facts['how']}; "
         f"{chosen['points']:+.2f} points on the {chosen['n']} pictures that chose",
         f"  {'alone in int8':<30} {'change of logits':>16} {'same first class':>17}",
     ]

@@ -11,7 +11,7 @@ from vitrail.commands.protocols import PROTOCOLS, run_protocols, settings_of
 from vitrail.commands.request import Request
 from vitrail.data.batches import Pictures
 from vitrail.data.sources import Source, joined, open_source
-from vitrail.deployment.exported import is_exported
+from vitrail.deployment.exported import Exported, is_exported
 from vitrail.deployment.loading import load
 from vitrail.errors import DataError, UsageError
 from vitrail.evaluation.accuracy import outcome
@@ -80,6 +80,8 @@ def _accuracy(request: Request, folder: Path | None) -> dict[str, Any]:
     pictures = request.matched()
     found = outcome(predictor, pictures)
     summary: dict[str, Any] = {"split": split, "data": source.name, **found.summary()}
+    if isinstance(predictor, Exported):
+        summary |= {"engine": predictor.engine, "precision": predictor.precision}
     if split != "train" and not data:
         train = Pictures(source.split("train"), predictor.preprocessing).check().without_bad()
         known = source.splits.get("val")  # none where it has joined train
@@ -120,7 +122,8 @@ def source_of(model: Path, data: str | None, is_run: bool) -> Source:
 
 
 def _evaluation_text(summary: dict[str, Any]) -> str:
-    lines = [f"{summary['data']}, {summary['split']}: {summary['n']} images"]
+    on = f", on {summary['engine']} in {summary['precision']}" if "engine" in summary else ""
+    lines = [f"{summary['data']}, {summary['split']}: {summary['n']} images{on}"]
     lines.append(f"  top-1               {share(summary['top1'], summary['top1_interval'])}")
     if "top5" in summary:
         lines.append(f"  top-5               {share(summary['top5'])}")

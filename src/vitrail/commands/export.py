@@ -28,15 +28,15 @@ from vitrail.images import read_picture
 def run_export(
     model: Path,
     to: str,
-    precision: str,
-    sizes: Sequence[tuple[int, int]],
-    inside: str | None,
-    out: Path | None,
-    data: str | None,
-    max_drop: float,
-    overwrite: bool,
-    family: str | None,
-    as_json: bool,
+    precision: str = "float32",
+    sizes: Sequence[tuple[int, int]] = (),
+    inside: str | None = None,
+    out: Path | None = None,
+    data: str | None = None,
+    max_drop: float = 0.5,
+    overwrite: bool = False,
+    family: str | None = None,
+    as_json: bool = False,
 ) -> int:
     """Exports, checks, and prints the check as a table."""
     wanted = _wanted(to, precision, sizes, inside, max_drop)

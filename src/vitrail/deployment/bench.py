@@ -34,9 +34,8 @@ PRECISIONS = {
     "pytorch": ("float32", "bfloat16"), "compiled": ("float32", "bfloat16"),
 }  # fmt: skip
 DIVIDING = ("openvino", "pytorch")  # engines that can divide a batch among streams
-TIE = 0.05  # share by which a way has to be faster than a more exact one
-EXACT = ("float32", "bfloat16", "int8")
-AGREES = 0.995  # share of equal answers below which a way is not remembered
+SOUND = 0.9  # share of equal answers below which a way is broken, and not remembered
+COMPARED, FEWEST = 0.15, 16  # share of the time for comparing answers; pictures at least
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ class Measured:
         memory: bytes, the largest resident size of such a process; None where the system does not tell.
         same: share of the pictures whose most probable class is the reference's; None where there is no reference.
         difference: largest difference of a logit, as a share of the reference's largest.
+        compared: how many pictures that was.
         problem: why it could not be measured.
     """
 
@@ -95,6 +95,7 @@ class Measured:
     memory: int | None = None
     same: float | None = None
     difference: float | None = None
+    compared: int = 0
     problem: str = ""
 
 
@@ -220,33 +221,41 @@ def bench(
             runs[contender] = open_(contender)
         except VitrailError as error:
             found[contender] = replace(found[contender], problem=error.what)
-    _compare(found, runs, asked.images, reference)
+    tell("comparing answers")
+    _compare(found, runs, asked.images, reference, asked.seconds * COMPARED)
     _colds(found, list(runs), cold, asked.seconds * COLD_SHARE, tell)
     tell(
         f"{len(runs)} ways take turns with batches of {', '.join(map(str, asked.batches))}, about {asked.seconds:.0f} s"
     )
-    for contender, several in speeds(runs, asked.images, asked.batches, asked.seconds * (1 - COLD_SHARE)).items():
+    for contender, several in speeds(
+        runs, asked.images, asked.batches, asked.seconds * (1 - COLD_SHARE - COMPARED)
+    ).items():
         found[contender] = replace(found[contender], speeds=several)
     return list(found.values())
 
 
 def _compare(
-    found: dict[Contender, Measured], runs: dict[Contender, Run], images: Images, reference: Run | None
+    found: dict[Contender, Measured], runs: dict[Contender, Run], images: Images, reference: Run | None, seconds: float
 ) -> None:
     """Adds the agreement with the reference; who cannot answer is left out of the run."""
     answers: dict[Contender, Logits] = {}
-    for contender in list(runs):
+    begin = time.perf_counter()
+    for contender in list(runs):  # a few pictures of each, which also says how long all would take
         try:
-            answers[contender] = _answers(runs[contender], images)
+            answers[contender] = _answers(runs[contender], images[:FEWEST])
         except VitrailError as error:
             found[contender] = replace(found[contender], problem=error.what)
             del runs[contender]
+    per_picture = (time.perf_counter() - begin) / min(FEWEST, len(images))
+    images = images[: max(FEWEST, int(seconds / max(per_picture, 1e-9)))]
+    if len(images) > FEWEST:
+        answers = {contender: _answers(runs[contender], images) for contender in answers}
     exact = [logits for contender, logits in answers.items() if contender.precision == "float32"]
     if reference is not None:
         exact = [_answers(reference, images)]
     for contender, logits in answers.items() if exact else ():
         same, difference = agreement(logits, exact[0])
-        found[contender] = replace(found[contender], same=same, difference=difference)
+        found[contender] = replace(found[contender], same=same, difference=difference, compared=len(images))
 
 
 def _answers(run: Run, images: Images, at_once: int = 8) -> Logits:
@@ -306,23 +315,14 @@ def ways(target: str, stored: str, cores: int) -> list[Contender]:
 
 
 def winners(found: Sequence[Measured]) -> dict[Purpose, list[Choice]]:
-    """What is remembered: for each purpose those ways that agree with the reference, best first.
-
-    Of those that are as good as the best, within the noise of a machine, the one nearest to float32 comes first.
-    """
-    good = [one for one in found if not one.problem and (one.same is None or one.same >= AGREES)]
-    first = [(1 / one.first, one, _choice(one, 1, one.first)) for one in good if one.first]
-    many = [(speed.rate, one, _choice(one, speed.batch, speed.rate)) for one in good for speed in one.speeds]
-    return {"first-answer": _ranked(first), "throughput": _ranked(many)}
-
-
-def _ranked(ways: list[tuple[float, Measured, Choice]]) -> list[Choice]:
-    """By speed, higher is better; what is within TIE of the fastest goes by its precision."""
-    best = max((speed for speed, _, _ in ways), default=0.0)
-    tied = [way for way in ways if way[0] >= best * (1 - TIE)]
-    tied.sort(key=lambda way: (EXACT.index(way[2].precision), -way[0]))
-    rest = sorted((way for way in ways if way not in tied), key=lambda way: -way[0])
-    return [choice for _, _, choice in (*tied, *rest)]
+    """What is remembered: the ways for each purpose, fastest first, of every precision; those that are broken are left out."""
+    good = [one for one in found if not one.problem and (one.same is None or one.same >= SOUND)]
+    first = sorted(((one.first, one) for one in good if one.first), key=lambda pair: pair[0])
+    many = sorted(((speed, one) for one in good for speed in one.speeds), key=lambda pair: -pair[0].rate)
+    return {
+        "first-answer": [_choice(one, 1, seconds) for seconds, one in first],
+        "throughput": [_choice(one, speed.batch, speed.rate) for speed, one in many],
+    }
 
 
 def _choice(one: Measured, batch: int, value: float) -> Choice:

@@ -53,7 +53,7 @@ def open_session(file: OpenvinoFile | OnnxFile, size: tuple[int, int], setting: 
         else:
             model = core.read_model(file.graph, openvino.Tensor(file.weights, shared_memory=True))
         return open_model(model, file.passport.precision, size, setting, core, name)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # of a message that quotes what is no text
         raise damaged(name, f"OpenVINO says: {_short(error)}") from error
 
 

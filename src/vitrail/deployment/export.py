@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vitrail.deployment import graph, onnx_file, openvino_file
 from vitrail.deployment.classifier import Classifier
 from vitrail.deployment.exported import open_exported
-from vitrail.deployment.passport import KEY, NORMALISATION, Inside, Passport, Precision, Target, sealed
+from vitrail.deployment.passport import KEY, NORMALISATION, Inside, Passport, Precision, Target, read_passport, sealed
 from vitrail.deployment.verification import Check, Evidence, Logits, Size, compared
 from vitrail.errors import Disagreement, UsageError
 from vitrail.files import explained, write_bytes
@@ -27,10 +27,10 @@ from vitrail.files import explained, write_bytes
 SUFFIXES: Mapping[Target, str] = {"onnx": ".onnx", "openvino": ".openvino", "torch-export": ".pt2"}
 ENGINES: Mapping[Target, str] = {"onnx": "onnxruntime", "openvino": "openvino", "torch-export": "pytorch"}
 PRECISIONS: Mapping[Target, tuple[Precision, ...]] = {
-    "onnx": ("float32",), "openvino": ("float32", "bfloat16", "int8"), "torch-export": ("float32",)
+    "onnx": ("float32", "int8"), "openvino": ("float32", "bfloat16", "int8"), "torch-export": ("float32",)
 }  # fmt: skip
 WHY = {
-    "onnx": "ONNX Runtime has no bfloat16 kernels on CPUs, and its int8 is slower than OpenVINO's",
+    "onnx": "ONNX Runtime has no bfloat16 kernels on CPUs",
     "torch-export": "whoever loads the program can change its type",
 }
 MAX_ONNX = 2**31 - 2**24  # bytes of weights: a message of protocol buffers ends at 2 GiB
@@ -94,7 +94,7 @@ def export(
         path: of the new file, with the suffix of its kind; what is there is replaced.
         evidence: pictures that the answers are compared on.
         source: where the weights come from, for the passport.
-        calibration: makes int8 of the float32 openvino.Model.
+        calibration: makes int8 of the float32 model of openvino or onnx.
         told: is told what goes on.
 
     Raises:
@@ -105,6 +105,7 @@ def export(
     sizes = wanted.sizes or (classifier.preprocessing.image_size,)
     wanted = replace(wanted, sizes=sizes)
     _check_classes(classifier)
+    evidence = evidence.readable()
     told(f"{wanted.target}: the graph")
     made, facts = _made(classifier, wanted, calibration)
     passport = _passport(classifier, wanted, {**(source or {}), **({"int8": facts} if facts else {})})
@@ -163,17 +164,22 @@ def _made(classifier: Classifier, wanted: Wanted, calibration: Callable[[Any], C
     if wanted.target == "openvino":
         model, facts = graph.openvino_model(classifier, wanted.sizes, wanted.inside), {}
         if wanted.precision == "int8":
-            assert calibration is not None
-            calibrated = calibration(model)
-            model, facts = calibrated.model, calibrated.facts()
+            model, facts = _int8(model, calibration)
         xml, weights = _serialised(model)
         return (lambda passport: openvino_file.stamped(xml, weights, passport)), facts
     if wanted.target == "onnx":
         _check_protobuf(classifier)
-        content = graph.onnx_model(classifier, wanted.sizes, wanted.inside).SerializeToString()
-        return (lambda passport: b"".join(onnx_file.stamped(content, passport))), {}
+        proto = graph.onnx_model(classifier, wanted.sizes, wanted.inside)
+        content, facts = _int8(proto, calibration) if wanted.precision == "int8" else (proto.SerializeToString(), {})
+        return (lambda passport: b"".join(onnx_file.stamped(content, passport))), facts
     program, _ = graph.program(classifier, wanted.sizes, wanted.inside)
     return (lambda passport: _archive(program, passport)), {}
+
+
+def _int8(model: Any, calibration: Callable[[Any], Calibrated] | None) -> tuple[Any, dict[str, Any]]:
+    assert calibration is not None
+    made = calibration(model)
+    return made.model, made.facts()
 
 
 def _serialised(model: Any) -> tuple[bytes, bytes]:
@@ -207,26 +213,32 @@ def _check_protobuf(classifier: Classifier) -> None:
 
 def _opener(path: Path, classifier: Classifier, passport: Passport) -> Callable[[Size], Logits]:
     """Opens the written file as those who use it will, for images of a size; its passport must be the classifier's."""
-    if passport.target == "torch-export":
-        return lambda size: _program(path, passport)
 
-    def opened(size: Size) -> Logits:
-        model = open_exported(path, size, ENGINES[passport.target])
-        said = (model.classes, model.multi_label, model.temperature, model.preprocessing)
-        preprocessing = replace(classifier.preprocessing, image_size=size)
-        if said != (classifier.classes, classifier.multi_label, classifier.temperature, preprocessing):
+    def checked(said: Passport, logits: Logits) -> Logits:
+        facts = (classifier.classes, classifier.multi_label, classifier.temperature)
+        if (said.classes, said.multi_label, said.temperature) != facts or said.preprocessing != preprocessing:
             raise Disagreement(
                 "VT155", "the exported file says other things of its classes or preprocessing than the original",
                 "the same", "nothing was written; please report this",
             )  # fmt: skip
-        return model.logits
+        return logits
+
+    preprocessing = replace(classifier.preprocessing, image_size=passport.sizes[0])
+    if passport.target == "torch-export":
+        return lambda size: checked(*_program(path))
+
+    def opened(size: Size) -> Logits:
+        model = open_exported(path, size, ENGINES[passport.target])
+        return checked(model.passport, model.logits)
 
     return opened
 
 
-def _program(path: Path, passport: Passport) -> Logits:
+def _program(path: Path) -> tuple[Passport, Logits]:
     """torch.export's own file, which was written a moment ago: what others wrote is never loaded, for it holds pickles."""
-    run = torch.export.load(path).module()
+    files = {f"{KEY}.json": ""}
+    run = torch.export.load(path, extra_files=files).module()
+    passport = read_passport(files[f"{KEY}.json"], path.name)
 
     def logits(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         values = torch.from_numpy(images)
@@ -235,7 +247,7 @@ def _program(path: Path, passport: Passport) -> Logits:
             answer: NDArray[np.float32] = run(given)[0].numpy()
         return answer
 
-    return logits
+    return passport, logits
 
 
 def _engine(target: Target) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vitrail.deployment import machine
 from vitrail.deployment.engines import ENGINES, Purpose, Session, Setting, reading
 from vitrail.deployment.onnx_file import OnnxFile, read_onnx
-from vitrail.deployment.passport import NORMALISATION, Passport, Precision
+from vitrail.deployment.passport import NORMALISATION, Passport, Precision, damaged
 from vitrail.deployment.predicting import PicturePredictor, finite
 from vitrail.errors import UsageError, VitrailError
 from vitrail.preprocessing import Preprocessing
@@ -64,6 +64,11 @@ class Exported(PicturePredictor):
     def temperature(self) -> float:
         return self.passport.temperature
 
+    @property
+    def precision(self) -> str:
+        """What was asked for, or the file's own."""
+        return self.passport.precision if self.setting.precision == "auto" else self.setting.precision
+
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         channels, (height, width) = self.preprocessing.channels, self.preprocessing.image_size
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (channels, height, width):
@@ -71,10 +76,13 @@ class Exported(PicturePredictor):
                 "VT171", f"images of shape {images.shape} and type {images.dtype}",
                 f"uint8, batch {channels} {height} {width}", "model.preprocessing(picture) gives one of them",
             )  # fmt: skip
-        session = self.session(len(images))
-        if NORMALISATION in self.passport.inside:
-            return finite(session.run(images))
-        return finite(session.run(self.preprocessing.normalise(images)))
+        inside = NORMALISATION in self.passport.inside
+        logits = self.session(len(images)).run(images if inside else self.preprocessing.normalise(images))
+        if logits.shape != (len(images), len(self.classes)):
+            raise damaged(
+                "the model", f"it answers {len(images)} images by {logits.shape}, for {len(self.classes)} classes"
+            )
+        return finite(logits)
 
     def represent(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Refused: VT170."""
@@ -91,7 +99,10 @@ class Exported(PicturePredictor):
             wanted: Purpose = self.setting.purpose or ("throughput" if many else "first-answer")
             if self._session is None or (wanted, self._purpose) == ("throughput", "first-answer"):
                 self._session = None  # the old one is forgotten first, or both would be in memory
-                self._session = self._open(replace(self.setting, purpose=wanted))
+                streams = self.setting.streams or (
+                    0 if count > FEW else 1
+                )  # who comes one by one is alone on all cores
+                self._session = self._open(replace(self.setting, purpose=wanted, streams=streams))
                 self._purpose = wanted
             return self._session
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from ast import literal_eval
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from vitrail.model.trunks import StandardisedConvolution
 if TYPE_CHECKING:
     from vitrail.deployment.classifier import Classifier
 
+PRODUCTS = ("MatMul", "Gemm", "Convolution", "GroupConvolution", "Conv")  # the layers that do the work
 OPSET = 20  # of ONNX: the first with GELU in both forms
 DEFAULT: tuple[Inside, ...] = (NORMALISATION, SOFTMAX)
 
@@ -79,7 +82,7 @@ def program(
     images = torch.zeros(shape, dtype=torch.uint8 if NORMALISATION in inside else torch.float32)
     try:
         with torch.no_grad(), _quiet():
-            return torch.export.export(module, (images,), dynamic_shapes={IMAGES: dynamic}), module.names
+            traced = torch.export.export(module, (images,), dynamic_shapes={IMAGES: dynamic})
     except VitrailError:
         raise
     except Exception as error:  # what torch.export raises has no common class
@@ -88,6 +91,9 @@ def program(
             "a model without control flow that depends on the images",
             "load it with engine='pytorch', which needs no export",
         ) from error  # fmt: skip
+    for node in traced.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the folders of this machine
+    return traced, module.names
 
 
 def onnx_model(classifier: Classifier, sizes: Sequence[Size] = (), inside: Sequence[Inside] = DEFAULT) -> Any:
@@ -133,21 +139,29 @@ def openvino_model(classifier: Classifier, sizes: Sequence[Size] = (), inside: S
 
 def _name(model: Any, traced: ExportedProgram) -> None:
     """Products are called as the modules that they belong to: "blocks.3.mlp.expand", and a number where there are several."""
-    found: dict[str, int] = {}
+    found = Counter[str]()
     modules = {node.name: node.meta["nn_module_stack"] for node in traced.graph.nodes if "nn_module_stack" in node.meta}
     for operator in model.get_ordered_ops():
         stack = modules.get(operator.get_friendly_name().partition("/")[0])
-        if stack and operator.get_type_name() in ("MatMul", "Convolution", "GroupConvolution"):
-            name = [path for path, _ in stack.values()][-1].removeprefix("backbone.")
-            found[name] = found.get(name, 0) + 1
-            operator.set_friendly_name(name if found[name] == 1 else f"{name} {found[name]}")
+        if stack and operator.get_type_name() in PRODUCTS:
+            operator.set_friendly_name(_numbered([path for path, _ in stack.values()][-1], found))
+
+
+def _numbered(module: str, found: Counter[str]) -> str:
+    name = module.removeprefix("backbone.")
+    found[name] += 1
+    return name if found[name] == 1 else f"{name} {found[name]}"
 
 
 def _cleaned(model: Any) -> Any:
     """Without the exporter's notes, which name the files of this machine, and safe from what ONNX Runtime does to a Pad."""
     import onnx
 
-    graph = model.graph
+    graph, found = model.graph, Counter[str]()
+    for node in graph.node:
+        scopes = next((each.value for each in node.metadata_props if each.key == "pkg.torch.onnx.name_scopes"), "[]")
+        if node.op_type in PRODUCTS and len(modules := literal_eval(scopes)) > 1:
+            node.name = _numbered(modules[-2], found)
     for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 Source = TypeVar("Source")
 Read = TypeVar("Read")
-READERS = 2  # threads; docs/performance.md says why two
+READERS = 2  # threads: of two cores more gained nothing (docs/performance.md)
 
 
 def batches(

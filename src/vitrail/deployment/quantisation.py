@@ -10,7 +10,6 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from vitrail.deployment import sensitivity
 from vitrail.deployment.engines import silence
 from vitrail.deployment.passport import LOGITS
-from vitrail.deployment.sensitivity import BATCH, CALIBRATING, PROBES, Drop, HeldOut, Judge, Logits, Sensitivity, finite
+from vitrail.deployment.sensitivity import BATCH, CALIBRATING, PROBES, HeldOut, Logits, Quantised
 from vitrail.errors import UsageError
 
 SMOOTHING: tuple[float | None, ...] = (None, 0.95)  # SmoothQuant's alpha (Xiao et al. 2023); NNCF's own choice is 0.95
@@ -30,37 +29,6 @@ LAYERS = ("MatMul", "Convolution", "GroupConvolution")
 PASSING = (
     "Reshape", "Transpose", "Pad", "MaxPool", "Slice", "StridedSlice", "Squeeze", "Unsqueeze", "Concat", "Gather"
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Quantised:
-    """An int8 model and how it came about.
-
-    Attributes:
-        model: an openvino.Model.
-        kept: layers that are not int8, the most sensitive first.
-        sensitivity: of every layer, the most sensitive first.
-        drop: on the images that chose the layers; a fair figure needs others.
-        tried: (layers kept, drop in points) of every mix that was judged.
-        smoothing: alpha of SmoothQuant, or None without it.
-        mixture: gives the same model with other layers spared.
-    """
-
-    model: Any
-    kept: tuple[str, ...]
-    sensitivity: tuple[Sensitivity, ...]
-    drop: Drop
-    tried: tuple[tuple[int, float], ...]
-    smoothing: float | None
-    mixture: Int8
-
-    def facts(self) -> dict[str, Any]:
-        """For the passport: plain JSON."""
-        return {
-            "kept": list(self.kept), "layers": len(self.sensitivity), "smoothing": self.smoothing,
-            "chosen": self.drop.facts(), "tried": [list(step) for step in self.tried],
-            "sensitivity": [[row.layer, float(f"{row.error:.4g}"), row.agreement] for row in self.sensitivity],
-        }  # fmt: skip
 
 
 def quantise(
@@ -87,13 +55,8 @@ def quantise(
     images = images[np.random.default_rng(seed).permutation(len(images))]
     share = max(8, min(PROBES, len(images) // 4))
     probes, images = images[:share], images[share:][:CALIBRATING]
-    exact, reference = compiled(model, exact=True), Judge(judge, finite(compiled(model, exact=True)(judge.images)))
-    asked = finite(exact(probes))
     mixtures = [Int8(model, images, smoothing) for smoothing in SMOOTHING]
-    best = min(mixtures, key=lambda one: sensitivity.error(finite(one.logits((), exact=True)(probes)), asked))
-    rows = sensitivity.sensitivities(best, probes, asked)
-    found = sensitivity.mix(best, [row.layer for row in rows], reference, budget)
-    return Quantised(best.model(found.kept), found.kept, rows, found.drop, found.tried, best.smoothing, best)
+    return sensitivity.decided(mixtures, compiled(model, exact=True), probes, judge, budget)
 
 
 class Int8:
@@ -107,6 +70,16 @@ class Int8:
     @cached_property
     def layers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(layer for layers in _readers(self._model).values() for layer in layers))
+
+    @property
+    def words(self) -> str:
+        return "static, " + ("without SmoothQuant" if self.smoothing is None else f"SmoothQuant {self.smoothing:g}")
+
+    @cached_property
+    def work(self) -> dict[str, float]:
+        """Each layer's share of the multiply-adds."""
+        found = {node.get_friendly_name(): _products(node) for node in self._model.get_ops()}
+        return {layer: found[layer] / sum(found[layer] for layer in self.layers) for layer in self.layers}
 
     def logits(self, kept: Sequence[str], exact: bool = False) -> Logits:
         return compiled(self.model(kept), exact)
@@ -125,6 +98,16 @@ class Int8:
         made.validate_nodes_and_infer_types()
         compress(made)
         return made
+
+
+def _products(node: Any) -> int:
+    """Multiply-adds of a layer for one image: its answers, times what each is a sum of."""
+    if node.get_type_name() not in LAYERS:
+        return 0
+    answers = [max(1, side.get_max_length()) for side in node.get_output_partial_shape(0)][1:]
+    weights = list(node.input_value(1).get_shape())
+    given, made = int(np.prod(weights)), answers[-1 if node.get_type_name() == "MatMul" else 0]
+    return int(np.prod(answers)) * given // made
 
 
 def _readers(model: Any) -> dict[str, list[str]]:

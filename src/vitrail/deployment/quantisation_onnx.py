@@ -16,20 +16,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.deployment.engines import Setting
-from vitrail.deployment.sensitivity import BATCH, Logits
+from vitrail.deployment.sensitivity import (
+    BATCH,
+    PROBES,
+    HeldOut,
+    Logits,
+    Quantised,
+    check_budget,
+    check_images,
+    decided,
+)  # fmt: skip
 
 LAYERS = ("MatMul", "Gemm")  # ONNX Runtime's integer convolution is slower than its float32 one
+
+
+def quantise(model: Any, probes: NDArray[Any], judge: HeldOut, budget: float) -> Quantised:
+    """The same as for OpenVINO, of an onnx.ModelProto in float32; `model` of the answer is ONNX in bytes.
+
+    Args:
+        probes: images that measure sensitivity, as the model takes them.
+        judge: held-out images that choose the layers; none of `probes`.
+        budget: the largest drop of top-1, in percentage points.
+
+    Raises:
+        UsageError: VT187, the budget is no share. DataError: VT186, too few images or one class; VT188, answers that are
+        not finite. VitrailError: VT189, the budget cannot be held.
+    """
+    check_budget(budget)
+    check_images(judge.targets)
+    return decided([DynamicInt8(model)], opened(model.SerializeToString()), probes[:PROBES], judge, budget)
 
 
 class DynamicInt8:
     """A Mixture of an onnx.ModelProto in float32."""
 
+    words = "dynamic"
+
     def __init__(self, model: Any) -> None:
-        constants = {array.name for array in model.graph.initializer}
+        constants = {array.name: array for array in model.graph.initializer}
         self._model = model
+        self._sizes = {name: int(np.prod(array.dims)) for name, array in constants.items()}
         self.layers = tuple(
             node.name for node in model.graph.node if node.op_type in LAYERS and node.input[1] in constants
         )
+
+    @property
+    def work(self) -> dict[str, float]:
+        """Each layer's share of the weights, which all but a few read for as many tokens."""
+        sizes = {
+            node.name: self._sizes[node.input[1]] for node in self._model.graph.node if node.name in set(self.layers)
+        }
+        return {layer: sizes[layer] / sum(sizes.values()) for layer in self.layers}
 
     def logits(self, kept: Sequence[str], exact: bool = False) -> Logits:
         """Nothing is bfloat16 here, so that `exact` changes nothing."""

@@ -1,10 +1,10 @@
 """Attention for inference on a processor, by the quicker of its ways; which one that is depends on the precision.
 
 softmax(queries keys' / sqrt(head_dim) + bias) values, in which PyTorch's fused attention reaches a third of the speed of
-matrix products in float32 and an eighth in bfloat16 (docs/performance.md). Here are plain products, some images at a time so
-that their scores stay in the cache; in bfloat16 the scores become powers in place, whose sums divide the answer and not
-the weights. That needs no largest score as long as the sums stay in the range of the numbers, which is looked at; where
-they leave it, the softmax answers.
+matrix products in float32 and a sixth in bfloat16 (docs/performance.md). In bfloat16 there are plain products here, some
+images at a time so that their scores stay in the cache; the scores become powers in place, whose sums divide the answer
+and not the weights. That needs no largest score as long as the sums stay in the range of the numbers, which is looked
+at; where they leave it, fused attention answers.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def _by_powers(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         weights = scores.exp_()
         sums = weights.sum(-1, keepdim=True)
         lowest, highest = torch.aminmax(sums)
-        if not LOWEST < float(lowest) <= float(highest) < HIGHEST:  # also where one is not a number
-            scores = torch.baddbmm(nothing, q, k.transpose(1, 2), beta=0, alpha=scale)
-            weights, sums = scores.softmax(-1), torch.ones_like(sums)
-        found = torch.bmm(weights, v).div_(sums)
-        mixed[few] = found.unflatten(0, (-1, heads)).transpose(1, 2)
+        if float(lowest) > LOWEST and float(highest) < HIGHEST:  # neither where one is not a number
+            found = torch.bmm(weights, v).div_(sums).unflatten(0, (-1, heads))
+        else:
+            found = F.scaled_dot_product_attention(queries[few], keys[few], values[few])
+        mixed[few] = found.transpose(1, 2)
     return mixed.flatten(2)

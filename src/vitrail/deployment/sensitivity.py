@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from vitrail.statistics import paired_interval
 
 FEWEST, CALIBRATING = 40, 256  # images of either kind; more move the ranges no further
 PROBES = 32  # images that sensitivities are measured on
+CHEAP = 0.03  # of the work: for so little speed the layers are spared that spoil most, whatever the budget
 BATCH = 16  # images at a time
 Logits = Callable[[NDArray[Any]], NDArray[np.float32]]  # batch channels height width to batch classes
 
@@ -26,6 +27,17 @@ class Mixture(Protocol):
     @property
     def layers(self) -> Sequence[str]:
         """Names, in the order in which they are computed."""
+
+    @property
+    def work(self) -> Mapping[str, float]:
+        """Each layer's share of the work."""
+
+    @property
+    def words(self) -> str:
+        """How it is quantised, for people."""
+
+    def model(self, kept: Sequence[str]) -> Any:
+        """What can be written to a file, with every layer in int8 but those of `kept`."""
 
     def logits(self, kept: Sequence[str], exact: bool = False) -> Logits:
         """The model with every layer in int8 but those of `kept`.
@@ -133,6 +145,63 @@ class Mix:
     tried: tuple[tuple[int, float], ...]
 
 
+@dataclass(frozen=True)
+class Quantised:
+    """An int8 model and how it came about.
+
+    Attributes:
+        model: an openvino.Model, or an ONNX model in bytes.
+        kept: layers that are not int8, the most sensitive first.
+        rows: the sensitivity of every layer, the most sensitive first.
+        drop: on the images that chose the layers; a fair figure needs others.
+        tried: (layers kept, drop in points) of every mix that was judged.
+        mixture: gives the same model with other layers spared.
+    """
+
+    model: Any
+    kept: tuple[str, ...]
+    rows: tuple[Sensitivity, ...]
+    drop: Drop
+    tried: tuple[tuple[int, float], ...]
+    mixture: Mixture
+
+    def facts(self) -> dict[str, Any]:
+        """For the passport: plain JSON."""
+        return {
+            "kept": list(self.kept), "layers": len(self.rows), "how": self.mixture.words,
+            "chosen": self.drop.facts(), "tried": [list(step) for step in self.tried],
+            "sensitivity": [[row.layer, float(f"{row.error:.4g}"), row.agreement] for row in self.rows],
+        }  # fmt: skip
+
+
+def decided(
+    mixtures: Sequence[Mixture], float32: Logits, probes: NDArray[Any], held_out: HeldOut, budget: float
+) -> Quantised:
+    """The best of several ways to int8, with as few layers spared as hold the budget.
+
+    Args:
+        float32: the model as it was.
+        probes: images that measure sensitivity; they calibrated nothing and judge nothing.
+        held_out: images that choose the layers.
+
+    Raises:
+        DataError: VT188, answers that are not finite. VitrailError: VT189, the budget cannot be held.
+    """
+    judge, asked = Judge(held_out, finite(float32(held_out.images))), finite(float32(probes))
+
+    def spoilt(mixture: Mixture) -> float:
+        # The first layer and the last are seldom worth int8; they must not decide about all others.
+        ends = (mixture.layers[0], mixture.layers[-1])
+        return error(finite(mixture.logits(ends, exact=True)(probes)), asked)
+
+    best = min(mixtures, key=spoilt) if len(mixtures) > 1 else mixtures[0]
+    rows = sensitivities(best, probes, asked)
+    cheap = cheapest(rows, best.work, CHEAP)
+    order = sorted((row.layer for row in rows), key=lambda layer: layer not in cheap)  # stable
+    found = mix(best, order, judge, budget, least=len(cheap))
+    return Quantised(best.model(found.kept), found.kept, rows, found.drop, found.tried, best)
+
+
 def sensitivities(mixture: Mixture, images: NDArray[Any], reference: NDArray[np.float32]) -> tuple[Sensitivity, ...]:
     """Every layer alone in int8, all others in float32; the most sensitive first.
 
@@ -148,12 +217,27 @@ def sensitivities(mixture: Mixture, images: NDArray[Any], reference: NDArray[np.
     return tuple(sorted(found, key=lambda row: -row.error))  # stable: equal ones stay in the order of the network
 
 
-def mix(mixture: Mixture, order: Sequence[str], judge: Judge, budget: float) -> Mix:
+def cheapest(rows: Sequence[Sensitivity], work: Mapping[str, float], allowance: float) -> tuple[str, ...]:
+    """The layers that take away most of the error for the least work, which together do at most `allowance` of it.
+
+    Args:
+        work: each layer's share.
+    """
+    chosen, spent = [], 0.0
+    for row in sorted(rows, key=lambda row: -row.error / work[row.layer]):
+        if spent + work[row.layer] <= allowance:
+            chosen.append(row.layer)
+            spent += work[row.layer]
+    return tuple(chosen)
+
+
+def mix(mixture: Mixture, order: Sequence[str], judge: Judge, budget: float, least: int = 0) -> Mix:
     """Spares the first layers of `order`, as few as hold the budget: 0, 1, 2, 4 ... of them, then the middle between.
 
     Args:
         order: layers, the most sensitive first.
         budget: the largest drop in percentage points.
+        least: so many are spared in any case, and 1, 2, 4 ... more.
 
     Raises:
         VitrailError: VT189, it does not hold with any layer in int8.
@@ -166,19 +250,20 @@ def mix(mixture: Mixture, order: Sequence[str], judge: Judge, budget: float) -> 
         return drops[count].points <= budget
 
     most = len(order) - 1
-    high = next((count for count in _doubling(most) if holds(count)), None)
+    high = next((count for count in _doubling(least, most) if holds(count)), None)
     if high is None:
         best = min(drops, key=lambda count: drops[count].points)
         raise unheld(budget, drops[best], best, len(order))
-    low = max((count for count in drops if count < high), default=-1)  # does not hold
+    low = max((count for count in drops if count < high), default=least - 1)  # does not hold
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return Mix(tuple(order[:high]), drops[high], tuple((count, drop.points) for count, drop in sorted(drops.items())))
 
 
-def _doubling(most: int) -> list[int]:
-    return sorted({0, most, *(2**power for power in range(max(most, 1).bit_length()) if 2**power < most)})
+def _doubling(least: int, most: int) -> list[int]:
+    more = (least + 2**power for power in range(most.bit_length()))
+    return sorted({least, max(least, most), *(count for count in more if count < most)})
 
 
 def error(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> float:

@@ -45,8 +45,13 @@ class Evidence:
     targets: NDArray[np.float32] | None = None
 
     def readable(self) -> Evidence:
-        """Without those that cannot be read."""
-        return self.only([index for index in range(len(self.ids)) if self._reads(index)])
+        """Without those that cannot be read; DataError VT154 where none can."""
+        kept = self.only([index for index in range(len(self.ids)) if self._reads(index)])
+        if not kept.ids:
+            raise DataError(
+                "VT154", f"{self.source}: no pictures to check the export on", "one or more", "--data FOLDER"
+            )
+        return kept
 
     def _reads(self, index: int) -> bool:
         try:
@@ -153,7 +158,7 @@ class Check:
                 f"at most {ROUNDING:.0e}",
             )
         elif self.precision == "bfloat16":
-            yield row.agreement >= ALIKE, changed, f"at most {1 - ALIKE:.1%} of them"
+            yield differing <= (1 - ALIKE) * row.images + 1e-9, changed, f"at most {1 - ALIKE:.1%} of them"
         elif row.drop is not None:
             yield (
                 row.drop[0] <= (self.budget or 0),
@@ -161,7 +166,7 @@ class Check:
                 f"at most {self.budget}",
             )
         else:
-            yield 100 * (1 - row.agreement) <= (self.budget or 0), changed, f"at most {self.budget} % of them"
+            yield 100 * differing <= (self.budget or 0) * row.images + 1e-9, changed, f"at most {self.budget} % of them"
 
     def _fix(self) -> str:
         if self.precision == "float32":
@@ -188,10 +193,6 @@ def compared(
         DataError: VT154, there are no pictures that can be read.
     """
     evidence = evidence.readable()
-    if not evidence.ids:
-        raise DataError(
-            "VT154", f"{evidence.source}: no pictures to check the export on", "one or more", "--data FOLDER"
-        )
     rows = []
     for size in passport.sizes:
         told(f"{size[0]}x{size[1]}: {len(evidence.ids)} pictures in PyTorch")
