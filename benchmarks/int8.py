@@ -30,6 +30,7 @@ from vitrail.deployment.sensitivity import HeldOut, Judge
 from vitrail.images import read_picture
 from vitrail.statistics import mcnemar, p_text, wilson_interval
 
+BATCHES = (1, 8)
 MOST = 10_000  # pictures of test
 
 
@@ -163,10 +164,21 @@ def speed(model: str, smoothing: float | None, kept: list[str], rounds: int) -> 
         "NNCF int8 + float32": used_plainly(theirs, "f32"), "NNCF int8 + bfloat16": used_plainly(theirs, "bf16"),
         "Vitrail int8, one stream": vitrail(ours, "int8", 1), "Vitrail int8, two streams": vitrail(ours, "int8", 2),
     }  # fmt: skip
-    turns: dict[tuple[str, int], list[float]] = {(name, batch): [] for name in contenders for batch in images}
+    turns = taken(contenders, rounds)
+    for batch in images:
+        base = median(turns["timm eager float32", batch])
+        for name in contenders:
+            rate = median(turns[name, batch])
+            best = max(turns[name, batch])
+            print(f"{model} batch {batch}  {name:26} {rate:7.2f} images/s {rate / base:5.2f} x timm  best {best:7.2f}")
+
+
+def taken(contenders: dict[str, Any], rounds: int) -> dict[tuple[str, int], list[float]]:
+    """Images a second of every turn."""
+    turns: dict[tuple[str, int], list[float]] = {(name, batch): [] for name in contenders for batch in BATCHES}
     for turn in range(rounds + 1):
         for name, call in contenders.items():
-            for batch in images:
+            for batch in BATCHES:
                 call(batch)
                 count = 4 if batch == 1 else 2
                 began = time.perf_counter()
@@ -174,12 +186,7 @@ def speed(model: str, smoothing: float | None, kept: list[str], rounds: int) -> 
                     call(batch)
                 if turn:  # the first warms up
                     turns[name, batch].append(batch * count / (time.perf_counter() - began))
-    for batch in images:
-        base = median(turns["timm eager float32", batch])
-        for name in contenders:
-            rate = median(turns[name, batch])
-            best = max(turns[name, batch])
-            print(f"{model} batch {batch}  {name:26} {rate:7.2f} images/s {rate / base:5.2f} x timm  best {best:7.2f}")
+    return turns
 
 
 def main() -> None:

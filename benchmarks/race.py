@@ -4,8 +4,8 @@
 
 4 px patches, 96 dimensions, 4 layers, 28 px, batch 128, mirrored half of the time. Vitrail trains with Muon over EPOCHS. The
 peers train with AdamW at each of `--rates` in the precision in which their steps are shorter here, with a warm-up of 5 %
-and a cosine that ends at twice the time in which Vitrail's first seed was there: what does not reach 90 % by then needs
-more than twice as long. Four times an epoch the 10,000 test pictures are looked at, while the clocks stand still.
+and a cosine that ends at 2.5 times the time in which Vitrail's first seed was there: what does not reach 90 % by then needs
+more than that. Four times an epoch the 10,000 test pictures are looked at, while the clocks stand still.
 A run is a process of its own; its time is that of its processor, so that other work on the machine does not count.
 """
 
@@ -35,7 +35,7 @@ from vitrail.training.memory import Usage, freed_kept
 
 SHAPE = Shape(96, 4, 3, 4, 28, 10, channels=1, hidden=192)
 BATCH, AIM = 128, 0.9
-EPOCHS, LEARNING_RATE, TIMES = 6, 0.01, 2
+EPOCHS, LEARNING_RATE, TIMES = 6, 0.01, 2.5
 EPOCH, PROBE = 60_000 // BATCH, 40  # steps
 
 

@@ -51,7 +51,7 @@ def network(normalised=False, domain="", scale=1.0):
         helper.make_node("Sub", ["scaled", "one"], ["x"]),
     ]
     nodes = [helper.make_node("Identity", ["images"], ["x"]), *nodes] if normalised else [*first, *nodes]
-    nodes[0].doc_string = "File /home/somebody/model.py, line 3"  # as exporters leave it
+    nodes[0].doc_string = "File /opt/somebody/model.py, line 3"  # as exporters leave it
     kind = TensorProto.FLOAT if normalised else TensorProto.UINT8
     graph = helper.make_graph(
         nodes, "network",

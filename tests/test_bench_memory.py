@@ -69,7 +69,9 @@ def test_load_takes_the_advice(here, run):
     model = vitrail.load(run)
     key = machine.key_of_weights(configuration.encode(model.checkpoint.config, AXES), model.preprocessing.image_size)
     machine.remember(key, {MANY: [choice("openvino", streams=4), choice(streams=3), choice(precision="bfloat16")]})
-    ways = [load(run)._watched._way for load in (vitrail.load, lambda path: vitrail.load(path, setting=Setting(streams=2)))]
+    ways = [
+        load(run)._watched._way for load in (vitrail.load, lambda path: vitrail.load(path, setting=Setting(streams=2)))
+    ]
     assert [way.streams for way in (model._watched._way, *ways)] == [0, 3, 2]
 
 

@@ -54,7 +54,7 @@ FAMILIES = {
     "tanh-head": replace(VIT, head=TanhHead(3, 8)),
     "projected-head": replace(VIT, head=ProjectedHead(3, 8)),
 }
-QUICK = ("hybrid", "resnet")
+QUICK = ("resnet",)
 SEVERAL = {"vit", "learned-2d", "every-layer", "sine-cosine", "normed", "registers", "distilled", "token-and-average",
            "attention-pool", "erf", "quick", "swiglu", "no-key-bias", "tanh-head", "projected-head"}  # fmt: skip
 

@@ -78,7 +78,8 @@ def answers(model, images):
 def test_every_part_that_there_is_is_tried():
     tried = [config_of(name) for name in PARTS]
     for axis, of in (
-        (POSITIONS, lambda c: c.position), (POOLS, lambda c: c.pool), (HEADS, lambda c: c.head), (MIXERS, lambda c: c.block.mixer),
+        (POSITIONS, lambda c: c.position), (POOLS, lambda c: c.pool), (HEADS, lambda c: c.head),
+        (MIXERS, lambda c: c.block.mixer),
         (FEED_FORWARDS, lambda c: c.block.mlp), (TOKENIZERS, lambda c: c.tokenizer),
     ):  # fmt: skip
         assert set(axis.values()) <= {type(of(config)) for config in tried}

@@ -13,7 +13,7 @@ from vitrail.errors import DataError
 from vitrail.evaluation import logistic
 from vitrail.evaluation.features import Features
 from vitrail.evaluation.logistic import Regression
-from vitrail.evaluation.neighbours import Known, Neighbours
+from vitrail.evaluation.neighbours import Known, Neighbours, best_count
 from vitrail.evaluation.probes import LinearProbe, LogisticProbe
 from vitrail.nearest import cosine, nearest
 
@@ -59,6 +59,15 @@ def test_each_is_left_out_of_its_own_neighbours():
     which, places, _ = known.others(3)
     assert which.tolist() == list(range(9)) and places.shape == (9, 3)
     assert not (places == which[:, None]).any()
+
+
+def test_of_equally_good_numbers_of_neighbours_the_smallest_is_taken():
+    """Two far groups of six: one neighbour is as right as three or five are."""
+    rows = np.concatenate([np.full((6, 2), 1.0), np.full((6, 2), -1.0)]).astype(np.float32) + np.eye(
+        12, 2, dtype=np.float32
+    )
+    known = Known(rows, np.eye(2, dtype=np.float32)[[0] * 6 + [1] * 6])
+    assert best_count(known, None, [5, 1, 3]) == 1
 
 
 @pytest.mark.parametrize("weighting", ["place", "likeness"])

@@ -143,6 +143,18 @@ def test_every_curve_says_how_many_and_how_sure(whole_report):
     json.dumps(whole_report, allow_nan=False)
 
 
+def test_salient_tokens_are_the_ones_that_go():
+    """Saliency 0 to 7 in every image, and a model that is right where it is shown the last token, wrong elsewhere."""
+
+    def without(images, kept):
+        return WHOLE.logits(images) * np.where((kept == 7).any(axis=1), 1, -1)[:, None]
+
+    asked, data = replace(subject("vit", WHOLE, "ViT"), without=without), pictures(30)
+    record = measured([Audience((asked,), data, data)], ("tokens",), 0, 20, Learning(5, 8), lambda line: None)
+    assert set(values(record, "tokens", "salient (the model's own)")) == {0.0}
+    assert set(values(record, "tokens", "non-salient (the model's own)")) == {1.0}
+
+
 def test_a_model_without_attention_is_named_and_nothing_stands_in_for_it(whole_report):
     for curve in whole_report["curves"]:
         own = "the model's own" in curve["name"] or curve["group"] == "tokens"

@@ -137,28 +137,27 @@ class Watched:
 
     def __init__(self, way: Way) -> None:
         self._way = way
-        self._made: tuple[Any, Answerer] | None = None
+        self._made: tuple[list[tuple[int, int]], Answerer] | None = None
 
     def answerer(self, module: Backbone) -> Answerer:
         """What answers for it now."""
-        if _listened(module):
-            return module
         state = _state(module)
+        if state is None:
+            return module
         if self._made is None or self._made[0] != state:
             self._made = None  # first its memory goes
             self._made = state, self._way(module)
         return self._made[1]
 
 
-def _state(module: nn.Module) -> tuple[tuple[str, int, int], ...]:
-    arrays = [*module.named_parameters(), *module.named_buffers()]
-    return tuple((name, values.data_ptr(), 0 if values.is_inference() else values._version) for name, values in arrays)
-
-
-def _listened(module: nn.Module) -> bool:
-    return module.training or any(
-        part._forward_hooks
-        or part._forward_pre_hooks
-        or (isinstance(part, AttentionModule) and (part.request is not None or part.gates is not None))
-        for part in module.modules()
-    )
+def _state(module: nn.Module) -> list[tuple[int, int]] | None:
+    """Where every array is and how often it was written to; None where somebody listens. One walk: it is done at every call."""
+    found = []
+    for part in module.modules():
+        captured = isinstance(part, AttentionModule) and (part.request is not None or part.gates is not None)
+        if captured or part.training or part._forward_hooks or part._forward_pre_hooks:
+            return None
+        for values in (*part._parameters.values(), *part._buffers.values()):
+            if values is not None:
+                found.append((values.data_ptr(), 0 if values.is_inference() else values._version))
+    return found

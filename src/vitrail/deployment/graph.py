@@ -115,7 +115,7 @@ def openvino_model(classifier: Classifier, sizes: Sequence[Size] = (), inside: S
     """An openvino.Model of any batch in float32. `sizes` as in `program`.
 
     It is made from torch.export's program. Through ONNX, or from a traced module, it becomes the same fast kernels
-    (attention and GELU fused; docs/deployment.md), but needs more packages.
+    (attention and GELU fused, 2026-11-21), but needs more packages.
 
     Raises:
         VitrailError: VT150, the model cannot be traced. UsageError: VT151, the extra is not installed; VT156 as above.
@@ -142,7 +142,8 @@ def _name(model: Any, traced: ExportedProgram) -> None:
     found = Counter[str]()
     modules = {node.name: node.meta["nn_module_stack"] for node in traced.graph.nodes if "nn_module_stack" in node.meta}
     for operator in model.get_ordered_ops():
-        stack = modules.get(operator.get_friendly_name().partition("/")[0])
+        called = operator.get_friendly_name().partition("/")[0].replace("convolution", "conv2d")
+        stack = modules.get(called)
         if stack and operator.get_type_name() in PRODUCTS:
             operator.set_friendly_name(_numbered([path for path, _ in stack.values()][-1], found))
 

@@ -47,7 +47,7 @@ def quantise(
     Raises:
         UsageError: VT185, nncf is missing; VT187, the budget is no share.
         DataError: VT186, too few images or one class; VT188, answers that are not finite.
-        VitrailError: VT189, the budget cannot be held.
+        Disagreement: VT189, the budget cannot be held.
     """
     sensitivity.check_budget(budget)
     for given in (targets, judge.targets):
@@ -55,8 +55,10 @@ def quantise(
     images = images[np.random.default_rng(seed).permutation(len(images))]
     share = max(8, min(PROBES, len(images) // 4))
     probes, images = images[:share], images[share:][:CALIBRATING]
+    float32 = compiled(model, exact=True)
+    sensitivity.finite(float32(probes))  # before NNCF meets them
     mixtures = [Int8(model, images, smoothing) for smoothing in SMOOTHING]
-    return sensitivity.decided(mixtures, compiled(model, exact=True), probes, judge, budget)
+    return sensitivity.decided(mixtures, float32, probes, judge, budget)
 
 
 class Int8:

@@ -40,7 +40,7 @@ def quantise(model: Any, probes: NDArray[Any], judge: HeldOut, budget: float) ->
 
     Raises:
         UsageError: VT187, the budget is no share. DataError: VT186, too few images or one class; VT188, answers that are
-        not finite. VitrailError: VT189, the budget cannot be held.
+        not finite. Disagreement: VT189, the budget cannot be held.
     """
     check_budget(budget)
     check_images(judge.targets)

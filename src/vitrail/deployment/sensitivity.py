@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.errors import DataError, UsageError, VitrailError
+from vitrail.errors import DataError, Disagreement, UsageError
 from vitrail.statistics import paired_interval
 
 FEWEST, CALIBRATING = 40, 256  # images of either kind; more move the ranges no further
@@ -185,7 +185,7 @@ def decided(
         held_out: images that choose the layers.
 
     Raises:
-        DataError: VT188, answers that are not finite. VitrailError: VT189, the budget cannot be held.
+        DataError: VT188, answers that are not finite. Disagreement: VT189, the budget cannot be held.
     """
     judge, asked = Judge(held_out, finite(float32(held_out.images))), finite(float32(probes))
 
@@ -240,7 +240,7 @@ def mix(mixture: Mixture, order: Sequence[str], judge: Judge, budget: float, lea
         least: so many are spared in any case, and 1, 2, 4 ... more.
 
     Raises:
-        VitrailError: VT189, it does not hold with any layer in int8.
+        Disagreement: VT189, it does not hold with any layer in int8.
     """
     drops: dict[int, Drop] = {}
 
@@ -305,16 +305,10 @@ def check_images(targets: NDArray[np.float32]) -> None:
         )  # fmt: skip
 
 
-def unheld(budget: float, drop: Drop, kept: int, layers: int) -> VitrailError:
+def unheld(budget: float, drop: Drop, kept: int, layers: int) -> Disagreement:
     """No mix of int8 and other layers is good enough."""
-    return Unheld(
+    return Disagreement(
         "VT189", f"int8 does not stay within {budget:g} points of top-1: the best mix, with {kept} of {layers} layers "
         f"spared, loses {drop.words()}", f"a drop of at most {budget:g} points",
         "--precision bfloat16, a larger --max-drop, or more pictures to judge by: with few, one picture is a large share",
     )  # fmt: skip
-
-
-class Unheld(VitrailError):
-    """A model that is not what was promised; no file was written."""
-
-    exit_status = 5

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -14,27 +14,26 @@ from torch import Tensor
 class Streams:
     """Threads of one core each, for operators of PyTorch, which let other threads of Python work meanwhile.
 
-    PyTorch keeps the number of threads for each thread by itself; only the first setting of all is that of the program.
+    They end with the batch: while they lived, libgomp would take the processor for overbooked and put threads to sleep
+    between any two products of others, which doubles the time of a small model (docs/performance.md).
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        threads, started = torch.get_num_threads(), threading.Barrier(count)
-
-        def begin() -> None:
-            torch.set_num_threads(1)
-            started.wait()
-
-        self._pool = ThreadPoolExecutor(count, "vitrail-stream", initializer=begin)
-        for future in [self._pool.submit(int) for _ in range(count)]:
-            future.result()
-        torch.set_num_threads(threads)  # what the streams have set for themselves was told to the program too
 
     def map(
         self, answer: Callable[[Tensor], Tensor], images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch out"]:
         """What `answer` gives, in the order of the images; without gradients."""
-        return torch.cat(list(self._pool.map(lambda share: _answered(answer, share), images.tensor_split(self.count))))
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(self.count, "vitrail-stream", partial(torch.set_num_threads, 1)) as pool:
+                shares = images.tensor_split(self.count)
+                return torch.cat(list(pool.map(lambda share: _answered(answer, share), shares)))
+        finally:
+            torch.set_num_threads(
+                threads
+            )  # each thread has a number of its own, but the last one set is also the program's
 
 
 def _answered(answer: Callable[[Tensor], Tensor], share: Tensor) -> Tensor:
