@@ -48,3 +48,8 @@ def hidden_states(blocks, call):
         for hook in hooks:
             hook.remove()
     return answer, found
+
+
+def whole(model, images):
+    """The answer with all tokens also in the last block, of which `forward` computes what is read."""
+    return model.head(model.pool(model.encode(model.embed(images))))

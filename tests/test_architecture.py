@@ -18,7 +18,18 @@ LAYERS = [
     {"objectives", "tasks"},
     {"checkpoints", "data"},
     {"model"},
-    {"images", "decoding", "preprocessing", "predictor", "statistics", "errors", "configuration", "files", "canvas", "nearest"},
+    {
+        "images",
+        "decoding",
+        "preprocessing",
+        "predictor",
+        "statistics",
+        "errors",
+        "configuration",
+        "files",
+        "canvas",
+        "nearest",
+    },
 ]
 HEIGHT = {name: -row for row, names in enumerate(LAYERS) for name in names}
 LEAVES = LAYERS[-1]

@@ -127,7 +127,8 @@ def test_eval_says_what_the_run_said(vitrail_command, pictures, run, tmp_path):
     written = (run / "eval" / "test" / "predictions.csv").read_bytes()
     answer = vitrail_command("eval", run, "--json")
     found = json.loads(answer.out)
-    assert answer.status == 0 and all(found[key] == told[key] for key in ("n", "top1", "top1_interval", "loss"))
+    assert answer.status == 0 and all(found[key] == told[key] for key in ("n", "top1", "top1_interval"))
+    assert found["loss"] == pytest.approx(told["loss"], rel=1e-5)  # the packed products sum in another order
     assert {name: b["top1"] for name, b in found["baselines"].items()} == {
         b["name"]: b["top1"] for b in told["baselines"]
     }
@@ -333,6 +334,8 @@ def test_a_reader_that_goes_away_is_no_error(words):
 
 def test_every_verb_is_known_to_these_tests():
     assert set(verbs()) == {
+        "bench",
+        "export",
         "demo",
         "train",
         "eval",

@@ -78,7 +78,9 @@ def test_dinov2_as_released(tmp_path, kind):
         name.replace("blocks.0.", "blocks.0.0.").replace("blocks.1.", "blocks.1.1."): v for name, v in state.items()
     }
     again = read(written(tmp_path / "chunked.safetensors", chunked))
-    assert torch.equal(again.build()(torch.ones(1, 3, 32, 32)), checkpoint.build()(torch.ones(1, 3, 32, 32)))
+    # One row, a class token's, is multiplied in an order that hangs on where in memory a file's weights lie.
+    found, expected = (each.build()(torch.ones(1, 3, 32, 32)) for each in (again, checkpoint))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_dinov2_of_518_px_sees_224_as_its_authors_evaluate(tmp_path):

@@ -135,8 +135,15 @@ def test_how_a_batch_is_divided(count, shares):
     assert sorted(asked, reverse=True) == shares
 
 
-def test_several_streams_of_a_model(packings, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_several_streams_of_a_model(packings, two_threads):
     quick, plain = classifier(Packed(streams=2)), classifier()
     assert apart(quick.logits(IMAGES[:4]), plain.logits(IMAGES[:4])) < 1e-5
     assert isinstance(quick._answerer(), Divided)

@@ -15,7 +15,7 @@ from skimage import data as photographs
 import vitrail
 from home_timm import timm
 from parity_table import ROWS, Row, relative
-from strong import hidden_states, strengthened
+from strong import hidden_states, strengthened, whole
 from vitrail.checkpoints.containers import Weights
 from vitrail.checkpoints.families import FAMILIES
 from vitrail.checkpoints.listing import Listing
@@ -72,7 +72,7 @@ def folder_of(model, path, arguments):
 def compared(home, loaded, images):
     """(logits, hidden states): largest relative differences."""
     wanted, theirs = hidden_states(home.blocks, lambda: home(images))
-    found, ours = hidden_states(loaded.blocks, lambda: loaded(images))
+    found, ours = hidden_states(loaded.blocks, lambda: whole(loaded, images))
     return relative(found, wanted), max(relative(a, b) for a, b in zip(ours, theirs, strict=True))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitrail.deployment.engines import Setting
@@ -20,6 +21,8 @@ from vitrail.errors import UsageError
 from vitrail.model.backbone import Backbone
 from vitrail.model.mixers import AttentionModule
 
+SAMPLED = 8  # values of an array
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 ALONE = 4  # images for each stream, from which on it does not matter that one has one image more
 
 
@@ -130,24 +133,38 @@ def _multiplies_bfloat16() -> bool:
 class Watched:
     """The copy that answers for a module, made anew when the module's weights have changed.
 
-    PyTorch counts what is written into an array, so that optimizers, load_state_dict, LoRA and changes in place are seen;
-    writing through `parameter.data` is the one thing it does not count. While somebody listens inside the module (hooks,
+    PyTorch counts what is written into an array, so that optimizers, load_state_dict, LoRA and changes in place are seen.
+    It does not count what is written through `parameter.data`: some values of every array are compared for that, so that
+    only a change of a few values by that way is not seen. While somebody listens inside the module (hooks,
     capture, gates) or trains it, the module itself has to answer.
     """
 
     def __init__(self, way: Way) -> None:
         self._way = way
         self._made: tuple[list[tuple[int, int]], Answerer] | None = None
+        self._samples: list[NDArray[Any]] = []
+        self._seen = b""
 
     def answerer(self, module: Backbone) -> Answerer:
         """What answers for it now."""
         state = _state(module)
         if state is None:
             return module
-        if self._made is None or self._made[0] != state:
+        if self._made is None or self._made[0] != state or self._values() != self._seen:
             self._made = None  # first its memory goes
+            self._samples = [_sample(values) for values in (*module.parameters(), *module.buffers())]
+            self._seen = self._values()
             self._made = state, self._way(module)
         return self._made[1]
+
+    def _values(self) -> bytes:
+        return b"".join([sample.tobytes() for sample in self._samples])
+
+
+def _sample(values: Tensor) -> NDArray[Any]:
+    """Some of the values, as they will be whenever they are read."""
+    flat = values.detach().contiguous().view(-1)
+    return flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].view(_INTEGERS[flat.element_size()]).numpy()
 
 
 def _state(module: nn.Module) -> list[tuple[int, int]] | None:

@@ -217,7 +217,7 @@ class MultiHeadAttention(AttentionModule):
 
     def _record(
         self, request: CaptureRequest, queries: Tensor, keys: Tensor, bias: Tensor | None, attended: Tokens
-    ) -> Float[Tensor, "batch heads tokens tokens"] | None:
+    ) -> Float[Tensor, "batch heads queries tokens"] | None:
         """Computes the weights that were asked for, and no others; None: the fused path mixes the values as ever.
 
         So one layer of a large model at high resolution fits into memory, and recording changes no answer. Only where
