@@ -154,7 +154,7 @@ def speed(model: str, smoothing: float | None, kept: list[str], rounds: int) -> 
         return lambda batch: compiled(images[batch])
 
     def vitrail(form: Any, precision: str, streams: int) -> Any:
-        setting = Setting("auto", 2, streams, "throughput" if streams == 2 else "first-answer")
+        setting = Setting("auto", 2, streams, "throughput")
         session = open_model(form.clone(), precision, (224, 224), setting)
         return lambda batch: session.run(images[batch])
 

@@ -82,7 +82,7 @@ class RelativeKeys(PositionModule):
         scores = scores * queries.shape[-1] ** -0.5  # scaled like the product it is added to
         place = _places(tokens, queries.device)
         offset = place[:, :, None] - place[:, None, :] + places - 1
-        picked = scores.gather(3, offset[:, None].expand(len(queries), queries.shape[1], -1, -1))
+        picked = scores.gather(3, offset[:, None].expand(queries.shape[0], queries.shape[1], -1, -1))
         return F.pad(picked, (tokens.prefix, 0, tokens.prefix, 0))
 
     def at(self, grid: Grid) -> None:

@@ -192,7 +192,7 @@ class Added(PositionModule):
         front = F.pad(front, (0, 0, 0, tokens.prefix - len(front)))
         if tokens.kept is None:
             return tokens.to(tokens.values + torch.cat([front, patches]))
-        front = front.expand(len(tokens.values), -1, -1)
+        front = front.expand(tokens.values.shape[0], -1, -1)
         return tokens.to(tokens.values + torch.cat([front, patches[tokens.kept]], dim=1))
 
     def at(self, grid: Grid) -> None:
