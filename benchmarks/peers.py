@@ -153,7 +153,7 @@ def hf_trainer(
 
     class Teller(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **rest: Any) -> None:
-            control.should_training_stop = not told(state.global_step, model)
+            control.should_training_stop |= not told(state.global_step, model)
 
     arguments = TrainingArguments(
         output_dir="runs/none", per_device_train_batch_size=batch, max_steps=total, learning_rate=rate, weight_decay=0.05,
