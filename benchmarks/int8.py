@@ -135,7 +135,10 @@ def speed(model: str, smoothing: float | None, kept: list[str], rounds: int) -> 
         batch: np.random.default_rng(0).integers(0, 256, (batch, 3, 224, 224), dtype=np.uint8) for batch in (1, 8)
     }
     plain = graph.openvino_model(classifier)
-    ours = quantisation.Int8(plain.clone(), images[8][:2], smoothing).model(kept)
+    form = quantisation.Int8(plain.clone(), images[8][:2], smoothing)
+    if unknown := set(kept) - set(form.layers):
+        raise SystemExit(f"--kept: {model} has no layers {', '.join(sorted(unknown))}")
+    ours = form.model(kept)
     with quantisation.quiet():
         theirs = nncf.quantize(plain.clone(), nncf.Dataset([images[8][:1], images[8][1:2]]), subset_size=2,
                                model_type=nncf.ModelType.TRANSFORMER)  # fmt: skip
