@@ -35,6 +35,7 @@ from vitrail.data.transforms import RandAugment, RandomErasing, Transform
 from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import outcome
 from vitrail.evaluation.significance import bootstrap
+from vitrail.memory import Usage
 from vitrail.model.vit import ViTConfig
 from vitrail.objectives.averaging import Averaged
 from vitrail.objectives.distillation import Distillation
@@ -43,7 +44,6 @@ from vitrail.objectives.supervised import Supervised, balanced_weights
 from vitrail.recipes.asked import Asked, plan_run
 from vitrail.recipes.assembly import Machine, checked_pictures, checkpoint_of, trainer_of
 from vitrail.recipes.run import Run
-from vitrail.training.memory import Usage
 from vitrail.training.optimizer import SGD, AdamW, LayerDecay, Lion
 from vitrail.training.schedule import Linear
 from vitrail.training.thrift import Growth, Thrift

@@ -26,11 +26,11 @@ from vitrail.data.batches import Pictures
 from vitrail.data.sources import Source
 from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import outcome
+from vitrail.memory import Usage
 from vitrail.model.sizes import cost
 from vitrail.recipes.asked import Asked, plan_run
 from vitrail.recipes.assembly import Machine, checked_pictures, checkpoint_of, trainer_of
 from vitrail.recipes.run import Run
-from vitrail.training.memory import Usage
 from vitrail.training.optimizer import SGD, AdamW, Muon, Optimizer
 
 ENCODER = {

@@ -11,10 +11,10 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
+from vitrail.memory import freed_kept
 from vitrail.model.heads import LinearHead
 from vitrail.model.tokenizers import LinearPatches
 from vitrail.model.vit import Size, ViT, ViTConfig, build
-from vitrail.training.memory import freed_kept
 from vitrail.training.products import quick_products
 
 SIZES = {

@@ -3,7 +3,7 @@
     python benchmarks/training.py steps ViT-Ti/4 --rounds 5       # 32 px, batch 128, from PNG files
     python benchmarks/training.py steps ViT-S/16 --rounds 5       # 224 px, batch 16, from JPEG files of 500x375
     python benchmarks/training.py profile ViT-S/16 --threads 1
-    python benchmarks/training.py race --seeds 0,1,2                     # see race.py
+    python benchmarks/training.py race --seeds 0,1,2 --threads 1                     # see race.py
     python benchmarks/training.py steps ViT-B/16 --device cuda --batch 128     # and model-FLOPs utilisation; not run so far
 
 Each contender is a process of its own with the same number of threads, which waits while the others take their turn: a
@@ -33,10 +33,10 @@ from PIL import Image
 
 from peers import PEERS, Folder, Shape
 from vitrail.data.delivery import training_batches
+from vitrail.memory import Usage, freed_kept
 from vitrail.recipes.asked import Asked, plan_run
 from vitrail.recipes.assembly import Machine, checked_pictures, trainer_of
 from vitrail.training.loop import Trainer
-from vitrail.training.memory import Usage, freed_kept
 from vitrail.training.products import quick_products
 
 CLIPART = Path("/usr/share/openclipart/png")

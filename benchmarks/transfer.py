@@ -33,11 +33,11 @@ from vitrail.evaluation.accuracy import outcome
 from vitrail.evaluation.features import Features, features_of
 from vitrail.evaluation.neighbours import Neighbours
 from vitrail.evaluation.probes import LinearProbe, LogisticProbe
+from vitrail.memory import Usage
 from vitrail.recipes.asked import Asked, plan_run
 from vitrail.recipes.assembly import Machine, checked_pictures, checkpoint_of, trainer_of
 from vitrail.recipes.run import Run
 from vitrail.statistics import Spread, spread_text, wilson_interval
-from vitrail.training.memory import Usage
 from vitrail.training.optimizer import SGD, AdamW, LayerDecay, Optimizer
 
 WHOLE = {"preprocessing.fit": "stretch", "preprocessing.crop_share": "1.0", "preprocessing.rounding": "none"}

@@ -29,6 +29,8 @@ LAYERS = [
         "files",
         "canvas",
         "nearest",
+        "memory",
+        "cores",
     },
 ]
 HEIGHT = {name: -row for row, names in enumerate(LAYERS) for name in names}

@@ -120,6 +120,38 @@ def test_one_that_fails_leaves_the_others(here):
     assert [choice.precision for choice in ranked["throughput"]] == ["float32"]
 
 
+def test_fewer_threads_stay_only_where_they_are_about_as_quick(here, monkeypatch):
+    """A way is tried before it takes turns: 1 thread is quicker for one image, too slow in bfloat16."""
+    clock = Clock()
+    monkeypatch.setattr(bench.time, "perf_counter", clock)
+    seconds = {"all float32": 0.02, "few float32": 0.01, "all bfloat16": 0.01, "few bfloat16": 0.0126}
+    ways = [Contender("openvino", precision, threads, 1) for precision in ("float32", "bfloat16") for threads in (0, 2)]
+
+    def open_(way):
+        name = f"{'few' if way.threads else 'all'} {way.precision}"
+        return clock.worker(name, seconds[name])
+
+    found = bench.bench(Asked(tuple(ways), (1,), 0.1, IMAGES), open_, lambda way: (1.0, None), None)
+    assert [one.slower for one in found[:3]] == [None] * 3 and found[3].slower == pytest.approx(10 / 12.6)
+    assert [bool(one.speeds) for one in found] == [True, True, True, False]
+    assert [one.same for one in found] == [1.0, 1.0, 1.0, None]
+    assert {choice.threads for choice in bench.winners(found)["throughput"]} == {0, 2}
+    assert [choice.threads for choice in bench.winners(found)["first-answer"]] == [0, 0]
+
+
+def test_no_way_is_opened_that_has_no_memory_left(here, monkeypatch):
+    """The first takes 400 of 900; 500 are left, and another one might need 600."""
+    left = [900]
+    monkeypatch.setattr(bench, "available_bytes", lambda: left[0] * 2**20)
+
+    def open_(way):
+        left[0] -= 400
+        return Clock().worker(way.precision, 0.01)
+
+    found = bench.bench(Asked((A, B), (1,), 0.1, IMAGES), open_, lambda way: (1.0, None), None)
+    assert found[0].speeds and found[1].problem == "not opened: 500 MB of memory are left, and another way took 400 MB"
+
+
 def speed(rate):
     return Speed(8, rate, rate, rate, 8 / rate, 8 / rate, 10, 5)
 
@@ -163,7 +195,18 @@ def test_the_ways_of_each_kind_of_model():
         "onnxruntime float32", "openvino float32", "openvino bfloat16", "pytorch float32", "pytorch bfloat16",
         "compiled float32", "compiled bfloat16",
     ]  # fmt: skip
-    assert shown("openvino", "int8", 2) == ["openvino int8, 1 stream", "openvino int8, 2 streams"]
+    assert shown("openvino", "int8", 2) == [
+        "openvino int8, 1 stream", "openvino int8, 2 streams", "openvino int8, 1 thread",
+    ]  # fmt: skip
+    assert shown("onnx", "int8", 16)[:3] == [
+        "onnxruntime int8",
+        "onnxruntime int8, 8 threads",
+        "onnxruntime int8, 4 threads",
+    ]
+    assert shown("openvino", "int8", 16)[2:] == [
+        "openvino int8, 8 threads", "openvino int8, 8 streams", "openvino int8, 4 threads", "openvino int8, 4 streams",
+    ]  # fmt: skip
+    assert not [name for name in shown("", "float32", 16) if "compiled" in name and "thread" in name]
     assert all("pytorch" not in name for name in shown("onnx", "float32", 4))
 
 
@@ -229,7 +272,7 @@ def test_the_memory_of_a_process_is_its_own():
     """Not that of the one which started it, which this one inflates."""
     ballast = np.ones(2**26, np.uint8)
     said = subprocess.run(
-        [sys.executable, "-c", "from vitrail.deployment.cold import _peak; print(_peak())"],
+        [sys.executable, "-c", "from vitrail.memory import peak_bytes; print(peak_bytes())"],
         capture_output=True,
         check=True,
     ).stdout

@@ -170,6 +170,17 @@ def test_answers_that_are_no_numbers_are_told(tmp_path, change):
     assert caught.value.code == "VT044"
 
 
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_an_engine_that_fails_to_answer_is_told(files, engine):
+    """Such as for want of memory; the engines' own errors are of no class that a program could wait for."""
+    model = vitrail.load(files / "model.onnx", engine=engine)
+    session = model.session(1)
+    with pytest.raises(VitrailError, match=f"{engine} gave no answer to images of shape 2x5x8x8, uint8") as caught:
+        session.run(np.zeros((2, 5, 8, 8), np.uint8))
+    assert caught.value.code == "VT183" and "another engine" in caught.value.fix
+    assert session.run(exports.images(1)).shape[0] == 1  # and goes on
+
+
 @pytest.mark.parametrize(
     ("code", "says", "attempt"),
     [

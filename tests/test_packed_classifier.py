@@ -129,7 +129,7 @@ def test_how_a_batch_is_divided(count, shares):
     asked = []
 
     class Model:
-        def __call__(self, images):
+        def forward(self, images):
             asked.append(len(images))
             return images
 
@@ -149,6 +149,38 @@ def test_several_streams_of_a_model(packings, two_threads):
     quick, plain = classifier(Packed(streams=2)), classifier()
     assert apart(quick.logits(IMAGES[:4]), plain.logits(IMAGES[:4])) < 1e-5
     assert isinstance(quick._answerer(), Divided)
+
+
+@pytest.mark.parametrize("way", [Packed(threads=1), Packed(streams=2, threads=2)])
+def test_an_answer_with_threads_of_its_own(two_threads, monkeypatch, way):
+    """The program has two, and three after it asked for them; who answers has its own, and never changes the program's."""
+    found = []
+    monkeypatch.setattr(answering, "packed", lambda backbone, precision: Told(backbone, found))
+    quick, plain = classifier(way), classifier()
+    for own in (2, 3):
+        torch.set_num_threads(own)
+        quick._watched._made = None
+        assert apart(quick.logits(IMAGES[:1]), plain.logits(IMAGES[:1])) < 1e-5 and torch.get_num_threads() == own
+    assert found == [way.threads] * 2
+
+
+class Told:
+    """A model that writes down how many threads it has."""
+
+    def __init__(self, backbone, found):
+        self.backbone, self.found = backbone, found
+
+    def forward(self, images):
+        self.found.append(torch.get_num_threads())
+        return self.backbone(images)
+
+
+def test_threads_stay_within_a_containers_cores(two_threads, monkeypatch):
+    found = []
+    monkeypatch.setattr(answering, "packed", lambda backbone, precision: Told(backbone, found))
+    monkeypatch.setattr(answering, "threads", lambda own: 1)
+    classifier(Packed()).logits(IMAGES[:1])
+    assert found == [1] and torch.get_num_threads() == 2
 
 
 def test_loading_chooses_the_way_by_precision_and_device(tmp_path, packings):

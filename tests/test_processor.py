@@ -5,6 +5,8 @@ from collections import namedtuple
 import pytest
 import torch
 
+from vitrail import cores as processor
+from vitrail import memory
 from vitrail.data import delivery
 from vitrail.data.batches import Batch
 from vitrail.data.delivery import (
@@ -16,7 +18,6 @@ from vitrail.data.delivery import (
     training_batches,
     workers_for,
 )
-from vitrail.training import memory, processor
 
 
 @pytest.fixture
@@ -57,11 +58,10 @@ def test_cores_are_those_that_a_container_gives(groups, line, files, cores):
 
 
 def test_threads_stay_within_the_cores_and_what_the_user_said_stays(groups, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert groups("0::/", {"cpu.max": "200000 100000"}) == processor.threads() == 2
+    assert groups("0::/", {"cpu.max": "200000 100000"}) == processor.threads(64) == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    assert processor.threads() == 64
+    assert processor.threads(64) == 64
 
 
 def test_as_many_workers_as_keep_up_and_none_where_they_save_little():

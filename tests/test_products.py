@@ -158,7 +158,7 @@ def test_freed_memory_is_used_again():
         pytest.skip("only the C library of Linux can be told so")
     code = """if True:
         import resource
-        from vitrail.training.memory import freed_kept
+        from vitrail.memory import freed_kept
         def faults(count):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             for _ in range(count): b"x" * 2**26

@@ -30,12 +30,12 @@ from vitrail.evaluation.frozen import count_classes
 from vitrail.evaluation.least_squares import Linear
 from vitrail.evaluation.probes import LinearProbe, LogisticProbe
 from vitrail.images import Picture, picture_of
+from vitrail.memory import Usage
 from vitrail.model.tokenizers import LinearPatches
 from vitrail.model.vit import Size, ViTConfig, build
 from vitrail.preprocessing import Preprocessing
 from vitrail.recipes.assembly import Machine, checkpoint_of, trainer_of
 from vitrail.recipes.classification import fine_tune
-from vitrail.training.memory import Usage
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin

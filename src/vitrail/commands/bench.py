@@ -229,6 +229,8 @@ def table(facts: dict[str, Any], found: Sequence[Measured]) -> list[str]:
         lines.append(f"{rounds} rounds in turns; p99 of fewer than 100 calls is the slowest")
     lines += ["", f"{'a new process':<30}{'first answer':>14}{'memory':>9}{'same top-1':>13}{'difference':>13}"]
     for one in found:
+        if one.slower is not None:
+            continue
         if one.problem:
             lines += wrapped(one.problem, f"{one.contender!s:<30} ", "  ")
             continue
@@ -237,6 +239,9 @@ def table(facts: dict[str, Any], found: Sequence[Measured]) -> list[str]:
         same = "" if one.same is None else f"{one.same:.1%}"
         apart = "" if one.difference is None else f"{one.difference:.1e}"
         lines.append(f"{one.contender!s:<30}{first:>14}{memory:>9}{same:>13}{apart:>13}")
+    slower = [f"{one.contender} ({one.slower:.0%})" for one in found if one.slower is not None]
+    if slower:
+        lines += wrapped("; ".join(slower), "slower than with all cores, tried shortly: ", "  ")
     compared = max(one.compared for one in found)
     lines += wrapped(f"answers to {compared} pictures beside float32; difference: of logits, over the largest", "", "")
     return [*lines, "", *_best(facts)]

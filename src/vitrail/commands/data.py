@@ -12,13 +12,13 @@ from itertools import zip_longest
 from pathlib import Path
 
 from vitrail.commands.terminal import width, wrapped
+from vitrail.cores import reading_threads
 from vitrail.data import fashion
 from vitrail.data.check import Examination, examine
 from vitrail.data.problems import Problem, counted, shown
 from vitrail.data.sources import Source, open_source
 from vitrail.errors import DataError, UsageError, VitrailError, nearest
 from vitrail.files import explained, write_bytes, write_text
-from vitrail.training.processor import reading_threads
 
 THUMBNAILS, THUMBNAIL_SIDE, PER_GROUP = 60, 96, 4
 _CLASSES, _EXAMPLES = 20, 3

@@ -135,7 +135,6 @@ def _keep(path: Path, written: Written) -> None:
     known = read_json(path) if path.is_file() else {}
     with explained(path):
         path.parent.mkdir(exist_ok=True)
-    path.parent.mkdir(exist_ok=True)
     facts = dict(written.passport.check) | _int8(written)
     write_json(path, (known if isinstance(known, dict) else {}) | {written.path.name: facts})
 

@@ -58,11 +58,11 @@ def run_doctor(as_json: bool) -> int:
     """Facts and findings about this computer."""
     import torch
 
+    from vitrail.cores import cores, threads
     from vitrail.training.folder import environment
-    from vitrail.training.processor import cores, threads
 
     facts: dict[str, Any] = environment()
-    facts["threads"], facts["cores"] = threads(), cores()
+    facts["threads"], facts["cores"] = threads(torch.get_num_threads()), cores()
     facts["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     facts["free_disk_gib"] = round(shutil.disk_usage(".").free / 2**30, 1)
     facts["gflops"] = {name: round(_matrix_speed(kind), 1) for name, kind in

@@ -14,9 +14,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vitrail.cores import threads
 from vitrail.deployment.engines import Setting
 from vitrail.deployment.packed import DTYPES, Precision, can_pack, packed
-from vitrail.deployment.streams import Streams
+from vitrail.deployment.streams import Streams, threads_kept
 from vitrail.errors import UsageError
 from vitrail.model.backbone import Backbone
 from vitrail.model.mixers import AttentionModule
@@ -44,25 +45,29 @@ class Way(Protocol):
 
 @dataclass(frozen=True)
 class Packed:
-    """By `packed`; batches are divided among `streams` of one core each. 0: one for each thread of PyTorch."""
+    """By `packed`; batches are divided among `streams` of one core each. 0 streams: one for each thread; 0 threads: PyTorch's."""
 
     precision: Precision = "float32"
     streams: int = 0
+    threads: int = 0
 
     def __call__(self, backbone: Backbone) -> Answerer:
-        made = packed(backbone, self.precision)
-        count = min(self.streams or torch.get_num_threads(), torch.get_num_threads())
-        return Divided(made, Streams(count)) if count > 1 and can_pack(backbone) else made
+        made: Answerer = packed(backbone, self.precision)
+        most = self.threads or threads(torch.get_num_threads())
+        count = min(self.streams or most, most)
+        if count > 1 and can_pack(backbone):
+            made = Divided(made, Streams(count))
+        return _limited(made, most)
 
 
 class Divided:
     """Batches go to the streams; an image alone, or two for three streams, has all threads for itself."""
 
-    def __init__(self, model: Backbone, streams: Streams) -> None:
+    def __init__(self, model: Answerer, streams: Streams) -> None:
         self.model, self.streams = model, streams
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        return self._divided(self.model, images)
+        return self._divided(self.model.forward, images)
 
     def represent(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
         return self._divided(self.model.represent, images)
@@ -73,11 +78,34 @@ class Divided:
         return self.streams.map(answer, images) if even and len(images) else answer(images)
 
 
+class Limited:
+    """Answers with so many threads of PyTorch, and leaves the program its own."""
+
+    def __init__(self, model: Answerer, count: int) -> None:
+        self.model, self.count = model, count
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        with threads_kept():
+            torch.set_num_threads(self.count)
+            return self.model.forward(images)
+
+    def represent(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
+        with threads_kept():
+            torch.set_num_threads(self.count)
+            return self.model.represent(images)
+
+
+def _limited(model: Answerer, count: int) -> Answerer:
+    """With as many as the program has anyway it stays free to change them."""
+    return model if count == torch.get_num_threads() else Limited(model, count)
+
+
 @dataclass(frozen=True)
 class Compiled:
     """By torch.compile, with the weights as constants; each size of batch is compiled when it first comes."""
 
     precision: Precision = "float32"
+    threads: int = 0
 
     def __call__(self, backbone: Backbone) -> Answerer:
         if sys.platform != "win32" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
@@ -85,7 +113,8 @@ class Compiled:
                 "VT175", "the engine compiled needs a C++ compiler, and there is none", "g++ or clang++ on the PATH",
                 "install one (Debian: apt install g++), or --engine pytorch, which is as fast on most processors",
             )  # fmt: skip
-        return CompiledModel(copy.deepcopy(backbone).eval().requires_grad_(False), DTYPES[self.precision])
+        made = CompiledModel(copy.deepcopy(backbone).eval().requires_grad_(False), DTYPES[self.precision])
+        return _limited(made, self.threads or threads(torch.get_num_threads()))
 
 
 class CompiledModel:
@@ -119,7 +148,7 @@ def way_of(engine: str, setting: Setting, device: str) -> Way | None:
     if torch.device(device).type != "cpu":
         return None
     known: Precision = "bfloat16" if precision == "bfloat16" and _multiplies_bfloat16() else "float32"
-    return Compiled(known) if engine == "compiled" else Packed(known, setting.streams)
+    return Compiled(known, setting.threads) if engine == "compiled" else Packed(known, setting.streams, setting.threads)
 
 
 @cache  # so that it is said once

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vitrail.deployment.engines import ENGINES, Purpose, Setting
 from vitrail.deployment.machine import Choice, version
 from vitrail.errors import VitrailError
+from vitrail.memory import available_bytes
 
 Images = NDArray[np.uint8]
 Logits = NDArray[np.float32]
@@ -34,13 +35,18 @@ PRECISIONS = {
     "pytorch": ("float32", "bfloat16"), "compiled": ("float32", "bfloat16"),
 }  # fmt: skip
 DIVIDING = ("openvino", "pytorch")  # engines that can divide a batch among streams
+ENOUGH = 0.8  # of the speed with all cores, below which a way with fewer threads is not measured further
+ROOM = 1.5  # times the memory of the largest way so far have to be free for another one
 SOUND = 0.9  # share of equal answers below which a way is broken, and not remembered
 COMPARED, FEWEST = 0.15, 16  # share of the time for comparing answers; pictures at least
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to run the model; 0 threads: as many as there are cores, 0 streams: as the engine does."""
+    """A way to run the model; 0 threads: as many as there are cores, 0 streams: as the engine does.
+
+    Of several streams each has one thread.
+    """
 
     engine: str
     precision: str
@@ -51,8 +57,8 @@ class Contender:
         return Setting(self.precision, self.threads, self.streams, purpose)
 
     def __str__(self) -> str:
-        streams = f", {self.streams} stream{'s' if self.streams > 1 else ''}" if self.streams else ""
-        return f"{self.engine} {self.precision}{streams}"
+        count, kind = (self.threads, "thread") if self.threads and self.streams < 2 else (self.streams, "stream")
+        return f"{self.engine} {self.precision}" + (f", {count} {kind}{'s' if count > 1 else ''}" if count else "")
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ class Measured:
         same: share of the pictures whose most probable class is the reference's; None where there is no reference.
         difference: largest difference of a logit, as a share of the reference's largest.
         compared: how many pictures that was.
+        slower: its speed as a share of that with all cores, where it was too slow with fewer threads to be measured on.
         problem: why it could not be measured.
     """
 
@@ -96,6 +103,7 @@ class Measured:
     same: float | None = None
     difference: float | None = None
     compared: int = 0
+    slower: float | None = None
     problem: str = ""
 
 
@@ -214,13 +222,7 @@ def bench(
         tell: is told what is going on.
     """
     found = {contender: Measured(contender) for contender in asked.contenders}
-    runs: dict[Contender, Run] = {}
-    for contender in asked.contenders:
-        tell(f"opening {contender}")
-        try:
-            runs[contender] = open_(contender)
-        except VitrailError as error:
-            found[contender] = replace(found[contender], problem=error.what)
+    runs = _opened(asked, found, open_, tell)
     tell("comparing answers")
     _compare(found, runs, asked.images, reference, asked.seconds * COMPARED)
     _colds(found, list(runs), cold, asked.seconds * COLD_SHARE, tell)
@@ -232,6 +234,51 @@ def bench(
     ).items():
         found[contender] = replace(found[contender], speeds=several)
     return list(found.values())
+
+
+def _opened(asked: Asked, found: dict[Contender, Measured], open_: Open, tell: Tell) -> dict[Contender, Run]:
+    """All that stay open together: what there is memory for and, with fewer threads, what is about as quick as with all."""
+    runs: dict[Contender, Run] = {}
+    quickest: dict[tuple[str, str, int], float] = {}  # engine, precision and batch to images a second with all cores
+    largest = 0
+    for contender in asked.contenders:
+        before = available_bytes()
+        if before is not None and before < ROOM * largest:
+            told = f"not opened: {before / 2**20:,.0f} MB of memory are left, and another way took {largest / 2**20:,.0f} MB"
+            found[contender] = replace(found[contender], problem=told)
+            continue
+        tell(f"opening {contender}")
+        try:
+            run = open_(contender)
+            rates = {
+                size: _rate(run, np.resize(asked.images, (size, *asked.images.shape[1:]))) for size in asked.batches
+            }
+        except VitrailError as error:
+            found[contender] = replace(found[contender], problem=error.what)
+            continue
+        largest = max(largest, (before or 0) - (available_bytes() or 0))
+        best = [
+            (quickest.get((contender.engine, contender.precision, size), 0.0), rate) for size, rate in rates.items()
+        ]
+        if contender.threads and all(rate < ENOUGH * known for known, rate in best):
+            found[contender] = replace(found[contender], slower=max(rate / known for known, rate in best))
+            continue
+        runs[contender] = run
+        if not contender.threads:
+            for (size, rate), (known, _) in zip(rates.items(), best, strict=True):
+                quickest[contender.engine, contender.precision, size] = max(rate, known)
+    return runs
+
+
+def _rate(run: Run, images: Images) -> float:
+    """Images a second, roughly: the first call prepares the engine, of three others the quickest counts."""
+    run(images)
+    times: list[float] = []
+    while len(times) < 3 and sum(times) < TURN:
+        begin = time.perf_counter()
+        run(images)
+        times.append(time.perf_counter() - begin)
+    return len(images) / max(min(times), 1e-9)
 
 
 def _compare(
@@ -309,9 +356,20 @@ def ways(target: str, stored: str, cores: int) -> list[Contender]:
         if (target and target not in engine.reads) or engine.name not in PRECISIONS:  # compiling takes minutes
             continue
         precisions = PRECISIONS[engine.name] if stored == "float32" else (stored,)
-        several = [1, cores] if engine.name in DIVIDING and cores > 1 else [0]
-        found += [Contender(engine.name, precision, 0, streams) for precision in precisions for streams in several]
+        divides = engine.name in DIVIDING and cores > 1
+        counts = [0] if engine.name == "compiled" else [0, *fewer(cores)]
+        found += [
+            Contender(engine.name, precision, threads, streams)
+            for precision in precisions
+            for threads in counts
+            for streams in (dict.fromkeys((1, threads or cores)) if divides else [0])
+        ]
     return found
+
+
+def fewer(cores: int) -> list[int]:
+    """Numbers of threads to try besides one for each core: two of a core's own get in each other's way, small models in any."""
+    return sorted({cores // 2, cores // 4} - {0}, reverse=True)
 
 
 def winners(found: Sequence[Measured]) -> dict[Purpose, list[Choice]]:

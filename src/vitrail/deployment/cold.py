@@ -13,9 +13,9 @@ from threading import Timer
 
 from vitrail.errors import VitrailError
 from vitrail.images import Picture, to_pillow
+from vitrail.memory import peak_bytes
 
 LONGEST = 600.0  # seconds after which a process is given up
-STATUS = Path("/proc/self/status")
 PROGRAM = "import sys; from vitrail.deployment.cold import answer; answer(sys.argv[1])"
 
 
@@ -71,13 +71,4 @@ def answer(said: str) -> None:
         found = {"label": opened(model, size and tuple(size), Contender(*way), "first-answer").predict(file).label}
     except VitrailError as error:
         found = {"problem": error.what}
-    print(json.dumps(found | {"peak": _peak()}), flush=True)
-
-
-def _peak() -> int | None:
-    """Largest resident size of this process; not `ru_maxrss`, which a child inherits from whoever started it."""
-    try:
-        lines = STATUS.read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration, ValueError):
-        return None
+    print(json.dumps(found | {"peak": peak_bytes()}), flush=True)

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from vitrail.deployment.engines import Setting
+from vitrail.deployment.engines import Setting, unanswered
 from vitrail.deployment.onnx_file import OnnxFile
 from vitrail.deployment.passport import IMAGES, LOGITS, damaged
 from vitrail.errors import UsageError
@@ -26,7 +26,10 @@ class OnnxruntimeSession:
 
     def run(self, images: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
         """Images, batch channels height width, to logits, batch classes."""
-        (logits,) = self._session.run([LOGITS], {IMAGES: images})
+        try:
+            (logits,) = self._session.run([LOGITS], {IMAGES: images})
+        except Exception as error:  # its exceptions have no common class
+            raise unanswered("onnxruntime", images, error) from error
         values: NDArray[np.float32] = logits
         return values
 

@@ -10,7 +10,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from vitrail.deployment.engines import Setting
+from vitrail.deployment.engines import Setting, unanswered
 from vitrail.deployment.onnx_file import OnnxFile
 from vitrail.deployment.openvino_file import OpenvinoFile
 from vitrail.deployment.passport import IMAGES, LOGITS, damaged
@@ -44,13 +44,17 @@ class OpenvinoSession:
             alone = len(images) == 1 or self._setting.purpose == "first-answer"
             requests, found = self._requests(alone), []
             parts = np.array_split(images, len(images) if alone else min(len(images), len(requests)))
-            for start in range(0, len(parts), len(requests)):
-                working = list(zip(requests, parts[start : start + len(requests)], strict=False))
-                for request, part in working:
-                    request.start_async({IMAGES: np.ascontiguousarray(part)}, share_inputs=True)
-                for request, _ in working:
-                    request.wait()
-                    found.append(request.get_tensor(LOGITS).data.copy())
+            try:
+                for start in range(0, len(parts), len(requests)):
+                    working = list(zip(requests, parts[start : start + len(requests)], strict=False))
+                    for request, part in working:
+                        request.start_async({IMAGES: np.ascontiguousarray(part)}, share_inputs=True)
+                    for request, _ in working:
+                        request.wait()
+                        found.append(request.get_tensor(LOGITS).data.copy())
+            except (RuntimeError, UnicodeDecodeError) as error:
+                self._ready.clear()  # some request may still be at work
+                raise unanswered("openvino", images, error) from error
             return np.concatenate(found)
 
     def _requests(self, alone: bool) -> list[Any]:

@@ -5,7 +5,6 @@ A session is what an engine makes of one file for one image size and one `Settin
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrail.cores import cores
 from vitrail.errors import UsageError, VitrailError, nearest
 
 Purpose = Literal["first-answer", "throughput"]
@@ -49,9 +49,7 @@ class Setting:
     @property
     def cores(self) -> int:
         """Threads, as many as there are to be."""
-        return self.threads or len(
-            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-        )
+        return self.threads or cores()
 
 
 class Session(Protocol):
@@ -117,6 +115,15 @@ ENGINES: Mapping[str, Engine] = {
         Engine("compiled", "torch", "", "vitrail.deployment.answering", ()),
     )
 }
+
+
+def unanswered(engine: str, images: NDArray[Any], error: Exception) -> VitrailError:
+    """What is said where an engine that opened a model fails to answer."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:300]
+    return VitrailError(
+        "VT183", f"{engine} gave no answer to images of shape {'x'.join(map(str, images.shape))}, {images.dtype}: {said}",
+        "logits", f"another engine (--engine {' or '.join(others(engine))}), or in Python fewer images at a time",
+    )  # fmt: skip
 
 
 def silence() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,23 +109,43 @@ def export(
     told(f"{wanted.target}: the graph")
     made, facts = _made(classifier, wanted, calibration)
     passport = _passport(classifier, wanted, {**(source or {}), **({"int8": facts} if facts else {})})
-    temporary = path.with_name(f".{uuid4().hex[:8]}.tmp{path.suffix}")
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with _folder_of(path), _temporary(path) as temporary:
         with explained(path):
             temporary.write_bytes(made(passport))
         opener = _opener(temporary, classifier, passport)
         rows = compared(opener, lambda size: reference(classifier, size), evidence, passport, told)
+        check = Check(rows, wanted.precision, _engine(wanted.target), evidence.source, wanted.max_drop)
+        check.demand()
+        passport = replace(passport, check=check.facts())
+        content = made(passport)
+        write_bytes(path, content)
+    return Written(path, len(content), passport, check)
+
+
+@contextmanager
+def _folder_of(path: Path) -> Iterator[None]:
+    """It is there; one that was made for this file is gone again where there is no file."""
+    new = not path.parent.exists()
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                path.parent.rmdir()
+        raise
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside it, which is nobody's afterwards."""
+    temporary = path.with_name(f".{uuid4().hex[:8]}.tmp{path.suffix}")
+    try:
+        yield temporary
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-    check = Check(rows, wanted.precision, _engine(wanted.target), evidence.source, wanted.max_drop)
-    check.demand()
-    passport = replace(passport, check=check.facts())
-    content = made(passport)
-    write_bytes(path, content)
-    return Written(path, len(content), passport, check)
 
 
 def reference(classifier: Classifier, size: Size) -> Logits:

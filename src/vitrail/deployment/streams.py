@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -25,15 +26,22 @@ class Streams:
         self, answer: Callable[[Tensor], Tensor], images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch out"]:
         """What `answer` gives, in the order of the images; without gradients."""
-        threads = torch.get_num_threads()
-        try:
-            with ThreadPoolExecutor(self.count, "vitrail-stream", partial(torch.set_num_threads, 1)) as pool:
-                shares = images.tensor_split(self.count)
-                return torch.cat(list(pool.map(lambda share: _answered(answer, share), shares)))
-        finally:
-            torch.set_num_threads(
-                threads
-            )  # each thread has a number of its own, but the last one set is also the program's
+        with (
+            threads_kept(),
+            ThreadPoolExecutor(self.count, "vitrail-stream", partial(torch.set_num_threads, 1)) as pool,
+        ):
+            shares = images.tensor_split(self.count)
+            return torch.cat(list(pool.map(lambda share: _answered(answer, share), shares)))
+
+
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """Gives the program the threads of PyTorch back that it had: each thread has a number, and the last one set is all's."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _answered(answer: Callable[[Tensor], Tensor], share: Tensor) -> Tensor:

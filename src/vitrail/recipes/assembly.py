@@ -14,6 +14,7 @@ from vitrail.checkpoints.adapt import adapt
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.loading import read
 from vitrail.checkpoints.native import write_files
+from vitrail.cores import reading_threads, threads
 from vitrail.data.batches import Pictures, StepBatches, readable
 from vitrail.data.check import Examiner
 from vitrail.data.sources import Source
@@ -23,12 +24,11 @@ from vitrail.evaluation.accuracy import Accuracy
 from vitrail.evaluation.answers import Answers, OnAnswers
 from vitrail.evaluation.frozen import Evaluations, Frozen
 from vitrail.evaluation.own_pictures import Elsewhere, OwnPictures
+from vitrail.memory import Usage
 from vitrail.model.backbone import Backbone, build
 from vitrail.model.low_rank import merged
 from vitrail.recipes.run import Run
 from vitrail.training.loop import Parts, Trainer
-from vitrail.training.memory import Usage
-from vitrail.training.processor import reading_threads, threads
 from vitrail.training.progress import Progress
 from vitrail.training.trackers import Tracker
 
@@ -41,7 +41,7 @@ class Machine:
 
     device: str = "auto"
     workers: int | None = None  # none: as many as the making of batches turns out to need
-    threads: int = field(default_factory=threads)
+    threads: int = field(default_factory=lambda: threads(torch.get_num_threads()))
     trackers: tuple[type[Tracker], ...] = ()
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from vitrail.data.check import Examiner
 from vitrail.data.sources import Source
 from vitrail.errors import VitrailError
 from vitrail.files import read_json
+from vitrail.memory import Usage
 from vitrail.recipes.asked import Asked, plan_run
 from vitrail.recipes.assembly import Machine, checked_pictures, trainer_of
 from vitrail.recipes.beginning import (
@@ -33,7 +34,6 @@ from vitrail.recipes.room import Stage, shortage_explained
 from vitrail.recipes.run import Run
 from vitrail.training.folder import locked, refuse_foreign, remove_run, write_beginning
 from vitrail.training.loop import Trainer
-from vitrail.training.memory import Usage
 from vitrail.training.progress import Progress
 from vitrail.training.tracking import Tracking
 

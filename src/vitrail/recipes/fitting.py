@@ -10,6 +10,7 @@ from typing import Any
 
 from vitrail.data.sources import Source
 from vitrail.errors import UsageError
+from vitrail.memory import Usage
 from vitrail.model.sizes import cost
 from vitrail.objectives.sharpness import SharpnessAware
 from vitrail.recipes.asked import Asked
@@ -18,7 +19,6 @@ from vitrail.recipes.rehearsal import Reading, Rehearsal
 from vitrail.recipes.room import Room, counted, in_memory, smaller_ways
 from vitrail.recipes.run import Run
 from vitrail.statistics import duration
-from vitrail.training.memory import Usage
 
 OF_MEMORY = 0.7  # share of what is free that the training may take, by count
 OF_TIME = 0.85  # share of the limit that is planned: runs took up to 1.15 of what was foretold (docs/measurements.md)

@@ -15,10 +15,10 @@ from vitrail.data.batches import Pictures
 from vitrail.data.sources import Source
 from vitrail.errors import VitrailError
 from vitrail.files import explained, read_json, write_json
+from vitrail.memory import Usage
 from vitrail.recipes.assembly import Machine, trainer_of
 from vitrail.recipes.run import Grid, Run
 from vitrail.report.story import outcome_words
-from vitrail.training.memory import Usage
 from vitrail.training.progress import Progress
 
 FILE = "grid.json"

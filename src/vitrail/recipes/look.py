@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrail.cores import reading_threads
 from vitrail.data.sources import Dataset
 from vitrail.errors import DataError
 from vitrail.images import Picture, resized
-from vitrail.training.processor import reading_threads
 
 SAMPLE = 1000
 _SIDE = 16

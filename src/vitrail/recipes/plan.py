@@ -9,6 +9,7 @@ from typing import Any
 from vitrail.data.batches import Pictures
 from vitrail.data.sources import Source, most_common
 from vitrail.evaluation.baselines import Baseline, majority
+from vitrail.memory import Usage
 from vitrail.model.sizes import cost
 from vitrail.recipes.asked import Asked, plan_run
 from vitrail.recipes.assembly import Machine
@@ -19,7 +20,6 @@ from vitrail.recipes.rehearsal import Rehearsal, measured
 from vitrail.recipes.room import Choice, Needs, Room, choices, shortage_explained
 from vitrail.recipes.run import Run
 from vitrail.training.folder import refuse_foreign
-from vitrail.training.memory import Usage
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitrail.cores import reading_threads
 from vitrail.data.batches import Pictures, readable
 from vitrail.errors import VitrailError
+from vitrail.memory import Usage
 from vitrail.recipes.asked import Asked, plan_run
 from vitrail.recipes.assembly import Machine, trainer_of
 from vitrail.recipes.run import Run
 from vitrail.training.loop import Trainer
-from vitrail.training.memory import Usage
-from vitrail.training.processor import reading_threads
 from vitrail.training.schedule import Constant
 
 BELOW, ABOVE = 1e-3, 1e2  # the recipe's own rate times these

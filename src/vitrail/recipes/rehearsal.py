@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitrail.cores import cores, reading_threads
 from vitrail.data.batches import Pictures, StepBatches, evaluation_size, kept_in_memory
 from vitrail.data.check import Examiner
 from vitrail.data.delivery import seconds_a_step, workers_for
@@ -20,6 +21,7 @@ from vitrail.data.sources import Source
 from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import Outcome, outcome
 from vitrail.evaluation.baselines import SIDE, nearest_pixels, pixels
+from vitrail.memory import Usage, freed_kept, give_back, peak_bytes, reset_peak, resident_bytes
 from vitrail.model.sizes import cost
 from vitrail.recipes.assembly import Machine, checked_pictures, checkpoint_of, trainer_of
 from vitrail.recipes.judge import TRAIN_SAMPLE
@@ -31,8 +33,7 @@ from vitrail.report.page import run_page
 from vitrail.report.plots import drawn
 from vitrail.report.story import Story
 from vitrail.training.loop import LOG_EVERY, SAVE_SECONDS
-from vitrail.training.memory import Usage, freed_kept, give_back, peak_bytes, reset_peak, resident_bytes
-from vitrail.training.processor import cores, products_a_second, reading_threads
+from vitrail.training.precision import products_a_second
 
 FIRST = 64  # pictures, which tell how long the others take
 READ_SECONDS, READ_UNTIL = 1.0, 3.0  # the pictures are opened and read by then, on a computer that does nothing else

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from vitrail.errors import OutOfMemory
+from vitrail.memory import Usage, available_bytes, give_back, resident_bytes
 from vitrail.model.sizes import cost, smaller
 from vitrail.recipes.run import Run
-from vitrail.training.memory import Usage, available_bytes, give_back, is_shortage, resident_bytes
+from vitrail.training.gradient import is_shortage
 
 # Share of the float32 activations that bfloat16 keeps: half of the products, not of norms and losses.
 HALVED = 0.65

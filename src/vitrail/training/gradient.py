@@ -12,9 +12,14 @@ from vitrail.data.batches import Batch
 from vitrail.errors import VitrailError
 from vitrail.files import read_json, write_json
 from vitrail.objectives.objective import ObjectiveModule
-from vitrail.training.memory import is_shortage
 
 FILE = "portions.json"
+_SHORT = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory ran out: PyTorch has a class of its own for the accelerator's only; else it says so in words."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in _SHORT)
 
 
 @dataclass

@@ -14,18 +14,18 @@ from typing import Any, Literal
 import torch
 
 from vitrail.configuration import require
+from vitrail.cores import cores
 from vitrail.data.batches import Batch, StepBatches
 from vitrail.data.delivery import training_batches
 from vitrail.data.mixing import Mixing
 from vitrail.data.order import step_seed
 from vitrail.errors import DataError, Interrupted, VitrailError
+from vitrail.memory import freed_kept, give_back, peak_bytes
 from vitrail.objectives.objective import ObjectiveModule
 from vitrail.training import state
 from vitrail.training.gradient import Portions
 from vitrail.training.margins import Margins
-from vitrail.training.memory import freed_kept, give_back, peak_bytes
 from vitrail.training.optimizer import set_factor
-from vitrail.training.processor import cores
 from vitrail.training.products import quick_products
 from vitrail.training.progress import Progress
 from vitrail.training.samples import save_sheet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Literal
 
 MIN_DIM = 192  # smaller models are trained long, and each digit counts (docs/performance.md has the gain by width)
@@ -14,6 +15,19 @@ def best_precision(dim: int) -> Literal["float32", "bfloat16"]:
     native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else _cpu_multiplies_bfloat16()
     wide = torch.cuda.is_available() or dim >= MIN_DIM
     return "bfloat16" if native and wide else "float32"
+
+
+def products_a_second(precision: str) -> float:
+    """Floating point operations of a small matrix product, halved for all that a step does besides."""
+    import torch
+
+    values = torch.ones(512, 512, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        values @ values
+        times.append(time.perf_counter() - start)
+    return 512**3 / min(times)
 
 
 def processor(*names: str) -> set[str]:

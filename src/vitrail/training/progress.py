@@ -13,7 +13,7 @@ from typing import Any
 
 from vitrail.errors import Interrupted, VitrailError
 from vitrail.files import explained, write_json
-from vitrail.training.memory import Usage, peak_bytes
+from vitrail.memory import Usage, peak_bytes
 
 PLAIN_SECONDS = 10.0
 STATUS_SECONDS = 5.0

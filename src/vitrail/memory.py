@@ -1,11 +1,10 @@
-"""How much memory this process takes, and how much it may take."""
+"""How much memory this process takes, and how much it may take. No torch."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import re
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from pathlib import Path
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
-_SHORT = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # M_... of malloc.h
 _KEPT = 2**30 - 1  # blocks up to this size come from the heap; the C library has the number as an int, doubled
 _LENT = 2**25  # where the C library's own rule ends, which follows what was freed
@@ -86,9 +84,12 @@ def available_bytes() -> int | None:
     The least of the free memory, of the room in each control group above this process (containers), and of `ulimit -v`.
     """
     rooms = [room for room in (_kilobytes(PROC / "meminfo", "MemAvailable"), *_group_rooms()) if room is not None]
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        rooms.append(max(0, limit - (_status("VmSize") or 0)))
+    with suppress(ImportError):
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            rooms.append(max(0, limit - (_status("VmSize") or 0)))
     return min(rooms, default=None)
 
 
@@ -121,16 +122,11 @@ class Usage:
         }  # fmt: skip
 
 
-def is_shortage(error: BaseException) -> bool:
-    """Whether memory ran out: PyTorch has a class of its own for the accelerator's only; else it says so in words."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(words in str(error) for words in _SHORT)
-
-
 def _largest() -> int:
+    try:
+        import resource  # Windows has none
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
