@@ -1,7 +1,7 @@
 """ViTs beside what others make of the same architecture, in one interleaved run: the tables of docs/performance.md.
 
     python benchmarks/inference.py ViT-B/16                       # batches 1 and 8, all runtimes, two threads
-    python benchmarks/inference.py ViT-Ti/16 --compiled           # timm through torch.compile too: minutes of compiling
+    python benchmarks/inference.py ViT-Ti/16 --compiled           # timm and vit-pytorch through torch.compile too: some minutes
     python benchmarks/inference.py ViT-B/16 --exported b16.openvino     # and an exported file, say of int8
     python benchmarks/inference.py profile ViT-B/16 --precision bfloat16     # where the time of the packed module goes
     python benchmarks/inference.py ViT-L/16 --device cuda --batches 1,256    # not run so far
@@ -32,6 +32,7 @@ import numpy as np
 SIZES = {"ViT-Ti/16": (192, 12, 3), "ViT-S/16": (384, 12, 6), "ViT-B/16": (768, 12, 12), "ViT-L/16": (1024, 24, 16)}
 SIDE, CLASSES = 224, 1000
 RUNTIMES = ("pytorch", "onnxruntime", "openvino")
+COMPILED = ("timm", "vit-pytorch")  # the quickest eager peers; each size of batch is compiled by itself
 Call = Callable[[int], None]
 """Answers a batch of so many images."""
 
@@ -79,10 +80,10 @@ def pytorch(arguments: argparse.Namespace, scratch: Path) -> dict[str, Call]:
         half = build(shape).eval().to(device, torch.bfloat16)
         enter(f"{name} float32", single, given)
         enter(f"{name} bfloat16", half, halves)
-        if name == "timm" and arguments.compiled:
-            options = {"freezing": True} if device.type == "cpu" else None
-            enter("timm compiled float32", torch.compile(single, options=options), given)
-            enter("timm compiled bfloat16", torch.compile(half, options=options), halves)
+        if name in COMPILED and arguments.compiled:
+            options: Any = {"freezing": True} if device.type == "cpu" else None
+            enter(f"{name} compiled float32", torch.compile(single, dynamic=False, options=options), given)
+            enter(f"{name} compiled bfloat16", torch.compile(half, dynamic=False, options=options), halves)
         if name == "timm" and device.type == "cpu":
             write_peers(single, scratch, arguments)
     if device.type == "cuda":
@@ -90,7 +91,7 @@ def pytorch(arguments: argparse.Namespace, scratch: Path) -> dict[str, Call]:
         return {name: call for name, call in found.items() if "bfloat16" in name}
     ways = [("pytorch", precision, 0) for precision in ("float32", "bfloat16")]
     if arguments.compiled:
-        ways.append(("compiled", "float32", 0))
+        ways += [("compiled", precision, 0) for precision in ("float32", "bfloat16")]
     return {**found, **our_calls(scratch, ways, arguments)}
 
 
@@ -369,7 +370,7 @@ def main() -> None:
     parser.add_argument("--runtimes", type=lambda text: text.split(","), default=list(RUNTIMES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--compiled", action="store_true", help="timm through torch.compile, and Vitrail's engine `compiled`"
+        "--compiled", action="store_true", help="PyTorch's peers through torch.compile, and Vitrail's engine `compiled`"
     )
     parser.add_argument("--exported", type=Path, action="append", default=[], help="a file of vitrail export")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the profile")

@@ -1,5 +1,6 @@
 """What the machine decides without being asked: threads within a container's cores, data workers where they help."""
 
+import os
 from collections import namedtuple
 
 import pytest
@@ -25,7 +26,7 @@ def groups(tmp_path, monkeypatch):
     """The control groups of a container, as the system shows them."""
 
     def made(line, files):
-        (tmp_path / "proc" / "self").mkdir(parents=True)
+        (tmp_path / "proc" / "self").mkdir(parents=True, exist_ok=True)
         (tmp_path / "proc" / "self" / "cgroup").write_text(line)
         for name, text in files.items():
             path = tmp_path / "groups" / name
@@ -62,6 +63,18 @@ def test_threads_stay_within_the_cores_and_what_the_user_said_stays(groups, monk
     assert groups("0::/", {"cpu.max": "200000 100000"}) == processor.threads(64) == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     assert processor.threads(64) == 64
+
+
+def test_the_command_line_keeps_other_libraries_within_the_cores(groups, monkeypatch, vitrail_command):
+    """They look at the environment when they are imported; what the user said stays, and without a limit nothing is said."""
+    groups("0::/", {"cpu.max": "200000 100000"})
+    for own, kept in ((None, "2"), ("5", "5")):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if own:
+            monkeypatch.setenv("OMP_NUM_THREADS", own)
+        assert vitrail_command("--version").status == 0 and os.environ.pop("OMP_NUM_THREADS") == kept
+    groups("0::/", {"cpu.max": "max 100000"})
+    assert vitrail_command("--version").status == 0 and "OMP_NUM_THREADS" not in os.environ
 
 
 def test_as_many_workers_as_keep_up_and_none_where_they_save_little():

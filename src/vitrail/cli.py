@@ -50,6 +50,7 @@ from vitrail.commands.flags import (
 from vitrail.commands.models_verbs import convert, models_app
 from vitrail.commands.usage import refuse_flags, refuse_together, usage_error, verbs_of
 from vitrail.configuration import assignments, parse_rates, parse_size, parse_time
+from vitrail.cores import keep_within
 from vitrail.errors import Interrupted, UsageError, VitrailError
 
 app = cyclopts.App(
@@ -362,6 +363,7 @@ def main(arguments: list[str] | None = None) -> None:
     # PyTorch's threads turn in place until all have come, for ever: where another program has a core, a step then takes a
     # hundred times as long (docs/performance.md). Read when PyTorch is imported; a value of the user's own stays.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    keep_within()
     try:
         status = _guarded(_call, sys.argv[1:] if arguments is None else arguments)
     except BrokenPipeError:  # the parent has closed the pipe (| head); the default traceback helps no one

@@ -12,9 +12,17 @@ from vitrail.memory import control_groups
 
 def cores() -> int:
     """Cores that this process may use: those it is bound to, and no more than its control groups allow."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for kind, folder in control_groups("cpu") if (quota := _quota(kind, folder)) is not None]
-    return max(1, min([bound, *map(math.ceil, quotas)]))
+    return max(1, min([_bound(), *map(math.ceil, quotas)]))
+
+
+def keep_within() -> None:
+    """Lets libraries that count the computer's cores (PyTorch, OpenBLAS) begin no more threads than a container has cores.
+
+    They look when they are imported; OMP_NUM_THREADS of the user's own stays.
+    """
+    if cores() < _bound():
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
 
 
 def threads(own: int) -> int:
@@ -29,6 +37,10 @@ def threads(own: int) -> int:
 def reading_threads() -> int:
     """How many pictures are decoded at the same time."""
     return min(4, cores())
+
+
+def _bound() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quota(kind: str, folder: Path) -> float | None:
