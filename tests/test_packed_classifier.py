@@ -151,6 +151,22 @@ def test_several_streams_of_a_model(packings, two_threads):
     assert isinstance(quick._answerer(), Divided)
 
 
+def test_a_batch_is_divided_only_where_each_stream_has_work_enough(packings, two_threads, monkeypatch):
+    """Unless so many streams are asked for; beginning one takes as long as many small images."""
+    began = []
+    divided = Streams.map
+    monkeypatch.setattr(
+        Streams, "map", lambda self, answer, images: began.append(len(images)) or divided(self, answer, images)
+    )
+    chosen, asked = classifier(Packed()), classifier(Packed(streams=2))
+    monkeypatch.setattr(answering, "SHARE", 2.5 * 2 * chosen.module.config.work.products)  # the work of 2.5 images
+    for count in (1, 2, 4, 6):
+        chosen.logits(IMAGES[:1].repeat(count, axis=0))
+    assert began == [6]
+    asked.logits(IMAGES[:2])
+    assert began == [6, 2]
+
+
 @pytest.mark.parametrize("way", [Packed(threads=1), Packed(streams=2, threads=2)])
 def test_an_answer_with_threads_of_its_own(two_threads, monkeypatch, way):
     """The program has two, and three after it asked for them; who answers has its own, and never changes the program's."""

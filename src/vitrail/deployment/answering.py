@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import sys
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from vitrail.model.mixers import AttentionModule
 
 SAMPLED = 8  # values of an array
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+SHARE = 3e10  # operations of each stream, below which its beginning costs more than it saves (docs/performance.md)
 ALONE = 4  # images for each stream, from which on it does not matter that one has one image more
 
 
@@ -45,7 +47,10 @@ class Way(Protocol):
 
 @dataclass(frozen=True)
 class Packed:
-    """By `packed`; batches are divided among `streams` of one core each. 0 streams: one for each thread; 0 threads: PyTorch's."""
+    """By `packed`; batches are divided among `streams` of one core each.
+
+    0 streams: one for each thread, where the batch is work enough; 0 threads: PyTorch's.
+    """
 
     precision: Precision = "float32"
     streams: int = 0
@@ -56,15 +61,16 @@ class Packed:
         most = self.threads or threads(torch.get_num_threads())
         count = min(self.streams or most, most)
         if count > 1 and can_pack(backbone):
-            made = Divided(made, Streams(count))
+            least = 1 if self.streams else math.ceil(SHARE / (2 * backbone.config.work.products))
+            made = Divided(made, Streams(count), least)
         return _limited(made, most)
 
 
 class Divided:
-    """Batches go to the streams; an image alone, or two for three streams, has all threads for itself."""
+    """Batches go to the streams; what is no `least` images for each of them, or uneven, has all threads for itself."""
 
-    def __init__(self, model: Answerer, streams: Streams) -> None:
-        self.model, self.streams = model, streams
+    def __init__(self, model: Answerer, streams: Streams, least: int = 1) -> None:
+        self.model, self.streams, self.least = model, streams, least
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         return self._divided(self.model.forward, images)
@@ -75,7 +81,7 @@ class Divided:
     def _divided(self, answer: Any, images: Tensor) -> Tensor:
         count = self.streams.count
         even = len(images) % count == 0 or len(images) >= ALONE * count
-        return self.streams.map(answer, images) if even and len(images) else answer(images)
+        return self.streams.map(answer, images) if even and len(images) >= count * self.least else answer(images)
 
 
 class Limited:
