@@ -344,6 +344,10 @@ def main() -> None:
     parser.add_argument(
         "--rates", type=lambda text: [float(part) for part in text.split(",")], default=[5e-4, 1e-3, 2e-3]
     )
+    parser.add_argument("--racers", type=lambda text: text.split(","), default=["vitrail", *PEERS])
+    parser.add_argument(
+        "--limit", type=float, default=600.0, help="processor seconds of peers that race without Vitrail"
+    )
     parser.add_argument("--name")
     parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16")
     parser.add_argument("--data", type=Path)
