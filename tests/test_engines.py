@@ -1,6 +1,7 @@
 """A run answers the same in every engine; those that are no PyTorch get it exported in memory."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -38,6 +39,26 @@ def test_predict_and_eval_take_the_engine(run, pictures, vitrail_command, tmp_pa
     assert (after["top1"], after["n"]) == (before["top1"], before["n"])
     np.testing.assert_allclose(after["loss"], before["loss"], rtol=1e-4)
     assert (after["engine"], after["precision"]) == (engine, "float32")
+
+
+def test_another_engine_leaves_the_runs_own_results_alone(run, vitrail_command, tmp_path):
+    """The report shows them, and what it shows was said by one engine."""
+    model = shutil.copytree(run, tmp_path / "run")
+    own = {path: path.read_bytes() for path in (model / "eval").rglob("*") if path.is_file()}
+    found = json.loads(vitrail_command("eval", model, "--json", "--engine", "openvino", "--precision", "bfloat16").out)
+    assert (found["engine"], found["precision"]) == ("openvino", "bfloat16")
+    assert {path: path.read_bytes() for path in own} == own
+    summary = json.loads((model / "eval" / "test-openvino-bfloat16" / "summary.json").read_text())
+    assert summary["precision"] == "bfloat16"
+    assert json.loads(vitrail_command("eval", model, "--json", "--precision", "bfloat16").out)["engine"] == "pytorch"
+
+
+def test_flags_may_stand_before_several_files(run, pictures, vitrail_command):
+    names = sorted(map(str, pictures.rglob("*.png")))[:3]
+    found = [vitrail_command("predict", *words) for words in
+             ((run, "--top", 1, *names), (run, *names, "--top", 1), ("--top", 1, run, *names))]  # fmt: skip
+    assert [one.status for one in found] == [0] * 3
+    assert found[0].out == found[1].out == found[2].out and len(found[0].out.splitlines()) >= 3
 
 
 def test_a_wrong_engine_is_told_before_weights_are_read(tmp_path, vitrail_command):

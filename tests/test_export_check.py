@@ -1,12 +1,16 @@
 """What the check of an export finds, and that nothing is left where it fails."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch.nn.functional as F
 
 import vitrail
+from vitrail.commands.export import _keep
 from vitrail.deployment import export as exporting
 from vitrail.deployment import graph
 from vitrail.deployment.passport import Passport
@@ -41,9 +45,43 @@ def test_planted_fault_is_found_and_leaves_no_file(run, tmp_path, monkeypatch, v
         return module
 
     monkeypatch.setattr(graph, "deployed", faulty)
-    told = vitrail_command("export", run, "--to", "torch-export", "--out", tmp_path / "export" / "model.pt2")
+    told = vitrail_command("export", run, "--to", "torch-export", "--out", tmp_path / "new" / "export" / "model.pt2")
     assert told.status == 5 and "error[VT155]" in told.err, told
-    assert not list(tmp_path.iterdir())  # nor the folder that was made for it
+    assert not list(tmp_path.iterdir())  # nor the folders that were made for it
+
+
+def test_a_file_of_bfloat16_is_not_checked_in_float32(run, tmp_path, monkeypatch, vitrail_command):
+    monkeypatch.setattr("vitrail.deployment.engine_openvino.has_bfloat16", lambda core=None: False)
+    told = vitrail_command(
+        "export", run, "--to", "openvino", "--precision", "bfloat16", "--out", tmp_path / "model.openvino"
+    )
+    assert told.status == 2 and "error[VT152]" in told.err and not list(tmp_path.iterdir())
+
+
+def test_too_many_sizes_are_told_at_once(run, tmp_path, vitrail_command):
+    sizes = ",".join(str(8 * count) for count in range(1, 18))
+    told = vitrail_command("export", run, "--to", "onnx", "--image-size", sizes, "--out", tmp_path / "model.onnx")
+    assert told.status == 2 and "at most 16 sizes" in told.err and not list(tmp_path.iterdir())
+
+
+def test_a_file_beside_weights_is_not_replaced_unasked(tmp_path, vitrail_command):
+    """The default name beside weights may be somebody else's; in RUN/export it is Vitrail's. Told before weights are read."""
+    (tmp_path / "weights").mkdir()
+    other = tmp_path / "weights.pt2"
+    other.write_bytes(b"mine")
+    told = vitrail_command("export", tmp_path / "weights", "--to", "torch-export")
+    assert told.status == 2 and "error[VT153]" in told.err and other.read_bytes() == b"mine"
+
+
+def test_a_damaged_record_of_former_exports_costs_no_export(tmp_path, capsys):
+    """The new file is good and in its place; what was measured of it is kept anew."""
+    path = tmp_path / "export" / "parity.json"
+    path.parent.mkdir()
+    path.write_text("{broken")
+    passport = SimpleNamespace(check={"rows": [1]}, source={})
+    _keep(path, SimpleNamespace(passport=passport, path=Path("model.onnx")))
+    assert json.loads(path.read_text()) == {"model.onnx": {"rows": [1]}}
+    assert "parity.json" in capsys.readouterr().err
 
 
 def test_swapped_labels_are_found(run, tmp_path, monkeypatch, vitrail_command):

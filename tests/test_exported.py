@@ -1,6 +1,8 @@
 """Exported models answer as their network does, in every engine, without torch."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +50,38 @@ def test_every_engine_computes_the_network(files, target, engine, purpose):
 def test_auto_takes_the_files_own_engine(files):
     assert vitrail.load(files / "model.onnx").engine == "onnxruntime"
     assert vitrail.load(files / "model.openvino").engine == "openvino"
+    assert vitrail.load(files / "model.onnx", precision="bfloat16").engine == "openvino"  # ONNX Runtime has none
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_file_that_is_replaced_under_a_program_changes_no_answer(files, tmp_path, capsys, engine, change):
+    """The runtime would read the new file's weights into the old graph, when many pictures open it again."""
+    path, images = tmp_path / "live.onnx", exports.images(FEW + 1)
+    shutil.copy(files / "model.onnx", path)
+    model, late = vitrail.load(path, engine=engine), vitrail.load(path, engine=engine)
+    before = model.logits(images[:1])
+    if change == "replaced":
+        (tmp_path / "new").write_bytes(exports.onnx_bytes(exports.network(scale=-1.0)))
+        os.replace(tmp_path / "new", path)
+    else:
+        path.unlink()
+    for _ in range(2):
+        np.testing.assert_allclose(model.logits(images), exports.oracle(images), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model.logits(images[:1]), before, rtol=1e-5, atol=1e-5)
+    assert capsys.readouterr().err.count("was replaced") == 1
+    with pytest.raises(VitrailError) as caught:  # which was loaded, and not opened by the runtime so far
+        late.logits(images)
+    assert caught.value.code in ("VT176", "VT160")
+
+
+def test_a_model_says_what_it_computed_in(files, monkeypatch, capsys):
+    """On a processor without bfloat16 OpenVINO is told float32."""
+    monkeypatch.setattr("vitrail.deployment.engine_openvino.has_bfloat16", lambda core=None: False)
+    model = vitrail.load(files / "model.openvino", precision="bfloat16")
+    images = exports.images(1)
+    np.testing.assert_allclose(model.logits(images), exports.oracle(images), rtol=1e-4, atol=1e-4)
+    assert model.precision == "float32"
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])

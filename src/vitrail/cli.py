@@ -1,6 +1,6 @@
 """The verbs. Each parses, calls one function of the package and prints; torch is imported only where a verb needs it.
 
-Results go to stdout, progress and errors to stderr. Exit status: 0 ok, 1 failed, 2 usage, 3 data, 130 interrupted.
+Results go to stdout, all else to stderr. Exit status: 0 ok, 1 failed, 2 usage, 3 data, 4 memory, 5 another answer, 130 stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vitrail.commands.flags import (
     Device,
     Engine,
     Family,
-    Files,
+    File,
     FindRate,
     Folder,
     Heads,
@@ -165,7 +165,7 @@ def evaluate(
 
 @app.command
 def predict(
-    model: Model, files: Files = [], /, *, image_size: Size = None, family: Family = None, top: int = 1,  # noqa: B006
+    model: Model, /, *files: File, image_size: Size = None, family: Family = None, top: int = 1,
     device: Device = "auto", engine: Engine = "auto", precision: Precision = "auto", json_: Json = False,
 ) -> int:  # fmt: skip
     """Predict pictures: files, folders, patterns such as "new/*.png", or - for standard input. One line per picture.
@@ -180,12 +180,12 @@ def predict(
     from vitrail.commands.prediction import run_prediction
 
     refuse_flags(app, "predict", files)
-    return run_prediction(model, files or ["-"], parse_size(image_size), family, top, device, json_, engine, precision)
+    return run_prediction(model, files or ("-",), parse_size(image_size), family, top, device, json_, engine, precision)
 
 
 @app.command
 def embed(
-    model: Model, files: Files = [], /, *, out: Table, image_size: Size = None, family: Family = None,  # noqa: B006
+    model: Model, /, *files: File, out: Table, image_size: Size = None, family: Family = None,
     device: Device = "auto", json_: Json = False,
 ) -> int:  # fmt: skip
     """Turn pictures into a table of features, one row each: files, folders, patterns, .csv lists, .tar shards, or -.
@@ -198,12 +198,12 @@ def embed(
     from vitrail.commands.embedding import run_embed
 
     refuse_flags(app, "embed", files)
-    return run_embed(model, files or ["-"], out, parse_size(image_size), family, device, json_)
+    return run_embed(model, files or ("-",), out, parse_size(image_size), family, device, json_)
 
 
 @app.command
 def search(
-    table: Path, files: Files = [], /, *, model: Model, top: int = 5, image_size: Size = None,  # noqa: B006
+    table: Path, /, *files: File, model: Model, top: int = 5, image_size: Size = None,
     family: Family = None, device: Device = "auto", json_: Json = False,
 ) -> int:  # fmt: skip
     """Find the pictures of a table that are most like others, by the cosine of their features.
@@ -222,7 +222,7 @@ def search(
     from vitrail.commands.embedding import run_search
 
     refuse_flags(app, "search", files)
-    return run_search(table, files or ["-"], model, top, parse_size(image_size), family, device, json_)
+    return run_search(table, files or ("-",), model, top, parse_size(image_size), family, device, json_)
 
 
 @app.command

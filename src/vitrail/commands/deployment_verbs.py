@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitrail.commands.flags import Family, Inside, Json, Model, Overwrite, Plan, Size, Sizes, To
+from vitrail.commands.flags import Family, Inside, Json, Model, Plan, Replace, Size, Sizes, To, Weights
 from vitrail.configuration import parse_size
 from vitrail.errors import UsageError
 
 
 def export(
-    model: Model, /, *, to: To, precision: str = "float32", image_size: Sizes = None, inside: Inside = None,
-    out: Path | None = None, data: str | None = None, max_drop: float = 0.5, overwrite: Overwrite = False,
+    model: Weights, /, *, to: To, precision: str = "float32", image_size: Sizes = None, inside: Inside = None,
+    out: Path | None = None, data: str | None = None, max_drop: float = 0.5, overwrite: Replace = False,
     family: Family = None, json_: Json = False,
 ) -> int:  # fmt: skip
     """Write a model as one file for another runtime, and prove on real pictures that it answers the same.
@@ -21,7 +21,7 @@ def export(
     Parameters
     ----------
     precision
-        float32; for openvino also bfloat16, and int8, which is calibrated on pictures of train.
+        float32; for openvino also bfloat16; for openvino and onnx int8, which is calibrated on pictures of train.
     out
         The new file; default: RUN/export/, or beside the weights.
     data

@@ -20,6 +20,10 @@ from vitrail.files import read_json, write_json
 from vitrail.recipes.assembly import Machine
 from vitrail.statistics import share
 
+PLAIN = [
+    (engine, precision) for engine in ("auto", "pytorch") for precision in ("auto", "float32")
+]  # as runs judge themselves
+
 
 def run_evaluation(
     model: Path,
@@ -57,7 +61,8 @@ def run_evaluation(
     if opened:
         source.split(split)  # VT010, there is none of this name
     second = None if beside is None else load(beside, None, machine.torch_device, None)
-    request = Request(model, predictor, source, data, split, beside=second, other=beside)
+    way = (engine, precision) if (engine, precision) not in PLAIN and not is_exported(model) else ()
+    request = Request(model, predictor, source, data, split, beside=second, other=beside, way=way)
     folder = out or (model if is_run else None)
     records = {}
     if "accuracy" in names:
@@ -82,6 +87,8 @@ def _accuracy(request: Request, folder: Path | None) -> dict[str, Any]:
     summary: dict[str, Any] = {"split": split, "data": source.name, **found.summary()}
     if isinstance(predictor, Exported):
         summary |= {"engine": predictor.engine, "precision": predictor.precision}
+    elif request.way:
+        summary |= {"engine": "pytorch" if request.way[0] == "auto" else request.way[0], "precision": request.way[1]}
     if split != "train" and not data:
         train = Pictures(source.split("train"), predictor.preprocessing).check().without_bad()
         known = source.splits.get("val")  # none where it has joined train
@@ -92,7 +99,7 @@ def _accuracy(request: Request, folder: Path | None) -> dict[str, Any]:
     if folder is not None:
         place = folder / "eval" / request.file
         found.predictions().write(place / "predictions.csv")
-        if data is not None or split != "test":  # the run's own test summary belongs to the run
+        if request.file != "test":  # the run's own test summary belongs to the run
             write_json(place / "summary.json", summary)
         summary["written"] = str(place)
     return summary

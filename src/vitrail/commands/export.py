@@ -20,7 +20,7 @@ from vitrail.deployment.loading import load_classifier
 from vitrail.deployment.passport import Inside, Precision, Target
 from vitrail.deployment.predicting import pictures_below
 from vitrail.deployment.verification import MOST_IMAGES, Evidence
-from vitrail.errors import DataError, UsageError, nearest
+from vitrail.errors import DataError, UsageError, VitrailError, nearest
 from vitrail.files import explained, read_json, write_json
 from vitrail.images import read_picture
 
@@ -78,7 +78,8 @@ def _path(model: Path, wanted: Wanted, out: Path | None, is_run: bool, overwrite
     path = out or (model / "export" if is_run else model.parent) / f"{name}{kind}{suffix}"
     if path.suffix != suffix:
         raise UsageError("VT152", f"--out {path} with --to {wanted.target}", f"a name that ends in {suffix}")
-    if path.is_dir() or (path.exists() and out is not None and not overwrite):
+    again = is_run and out is None  # RUN/export is Vitrail's own
+    if path.is_dir() or (path.exists() and not again and not overwrite):
         raise UsageError("VT153", f"{path} is there already", "a new name", "another --out, or --overwrite")
     return path
 
@@ -132,7 +133,11 @@ def _installed(name: str) -> bool:
 
 def _keep(path: Path, written: Written) -> None:
     """RUN/export/parity.json: what was measured of every export of the run."""
-    known = read_json(path) if path.is_file() else {}
+    try:
+        known = read_json(path) if path.is_file() else {}
+    except VitrailError as error:  # the export itself is good, and what was measured of it stands in its passport
+        print(f"{error.what}: it is written anew, with this export alone", file=sys.stderr)
+        known = {}
     with explained(path):
         path.parent.mkdir(exist_ok=True)
     facts = dict(written.passport.check) | _int8(written)

@@ -23,14 +23,15 @@ List = Annotated[Path, Parameter(help="The list to train on, split.csv.")]
 Styled = Annotated[Path, Parameter(help="A new folder for the pictures and their split.csv.")]
 StyleSeed = Annotated[int, Parameter(name="--seed", help="Decides which picture gives its texture to which.")]
 Seed = Annotated[int, Parameter(help="Initial weights and the order of the images.")]
+Replace = Annotated[bool, Parameter(name="--overwrite", negative="", help="Replace a file that is there.")]
 Overwrite = Annotated[bool, Parameter(negative="", help="Start over where the folder holds another run.")]
 Device = Annotated[str, Parameter(help="auto, cpu or cuda.")]
 Sets = Annotated[list[str], Parameter(name="--set", negative="", help="KEY=VALUE, any key of the plan; repeatable.")]
-Files = Annotated[list[str], Parameter(negative="", allow_leading_hyphen=True)]  # for "-", standard input
+File = Annotated[str, Parameter(negative="", allow_leading_hyphen=True)]  # for "-", standard input
 Format = Annotated[str | None, Parameter(name="--format", help="A name of docs/formats.md; default: what fits TARGET.")]
 Heads = Annotated[list[int], Parameter(negative="")]
 FindRate = Annotated[bool, Parameter(negative="", help="Try growing learning rates on some images; write nothing.")]
-Engine = Annotated[str, Parameter(help="auto, pytorch, onnxruntime or openvino.")]
+Engine = Annotated[str, Parameter(help="auto, pytorch, compiled, onnxruntime or openvino.")]
 Precision = Annotated[str, Parameter(help="auto (the file's own), float32, bfloat16 or int8.")]
 Size = Annotated[str | None, Parameter(name="--image-size", help="Pixels: 224, or HEIGHTxWIDTH.")]
 Sizes = Annotated[str | None, Parameter(name="--image-size", help="224, or several: 224,384x256 (HEIGHTxWIDTH).")]
@@ -44,6 +45,7 @@ Beside = Annotated[Path | None, Parameter(help="Another model to stand beside it
 Settings = Annotated[
     list[str], Parameter(name="--set", negative="", help="KEY=VALUE, a setting of the protocol; repeatable.")
 ]
+Weights = Annotated[Path, Parameter(help="Run folder, model folder or file of weights.")]
 Models = Annotated[
     list[Path], Parameter(name="--model", negative="", help="Run folder, model folder or file of weights; repeatable.")
 ]

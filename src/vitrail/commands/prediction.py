@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from vitrail.images import readable_name
 
 def run_prediction(
     model: Path,
-    files: list[str],
+    files: Sequence[str],
     image_size: tuple[int, int] | None,
     family: str | None,
     top: int,

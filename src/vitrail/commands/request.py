@@ -30,6 +30,7 @@ class Request:
             It does not exist before the protocol makes it. The record itself is written by the caller.
         settings: a frozen dataclass, the protocol's own with what --set changed.
         beside: the model of --beside; other: its path as typed.
+        way: engine and precision, where they are other than those by which a run judges itself.
         kept: what protocols of one command share (pictures that were read, features).
         until_the_end: is closed when the last protocol has run.
     """
@@ -43,6 +44,7 @@ class Request:
     settings: Any = None
     beside: Classifier | None = None
     other: Path | None = None
+    way: tuple[str, ...] = ()
     kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     until_the_end: ExitStack = field(default_factory=ExitStack, compare=False, repr=False)
 
@@ -72,8 +74,8 @@ class Request:
 
     @property
     def file(self) -> str:
-        """How files of this split are called: test, or DATA-test."""
-        return self.split if self.data is None else f"{Path(self.data).stem}-{self.split}"
+        """How files of this split are called: test, DATA-test, test-openvino-bfloat16."""
+        return "-".join(([] if self.data is None else [Path(self.data).stem]) + [self.split, *self.way])
 
 
 @dataclass(frozen=True)

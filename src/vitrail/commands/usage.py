@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cyclopts
@@ -50,7 +50,7 @@ def refuse_together(first: str, others: Mapping[str, object]) -> None:
         raise UsageError("VT002", f"{first} and {given[0]} together", f"{first} alone", f"leave out {given[0]}")
 
 
-def refuse_flags(app: cyclopts.App, verb: str, files: list[str]) -> None:
+def refuse_flags(app: cyclopts.App, verb: str, files: Sequence[str]) -> None:
     """For verbs whose files may begin with a hyphen: all but - itself are mistyped flags."""
     if flags := [name for name in files if name.startswith("-") and name != "-"]:
         raise unknown(app, [verb], flags[0])

@@ -29,11 +29,6 @@ Tell = Callable[[str], None]
 TURN = 0.2  # seconds of calls that one contender makes before the next has its turn
 MOST_CALLS, FEWEST_ROUNDS, MOST_ROUNDS = 100, 3, 400
 COLD_SHARE, MOST_COLD = 0.35, 5  # of the time for cold processes; of each contender
-# What each engine can make of float32 weights; others are calibrated or converted when the file is written.
-PRECISIONS = {
-    "onnxruntime": ("float32",), "openvino": ("float32", "bfloat16"),
-    "pytorch": ("float32", "bfloat16"), "compiled": ("float32", "bfloat16"),
-}  # fmt: skip
 DIVIDING = ("openvino", "pytorch")  # engines that can divide a batch among streams
 ENOUGH = 0.8  # of the speed with all cores, below which a way with fewer threads is not measured further
 ROOM = 1.5  # times the memory of the largest way so far have to be free for another one
@@ -353,9 +348,9 @@ def ways(target: str, stored: str, cores: int) -> list[Contender]:
     """
     found = []
     for engine in ENGINES.values():
-        if (target and target not in engine.reads) or engine.name not in PRECISIONS:  # compiling takes minutes
+        if target and target not in engine.reads:
             continue
-        precisions = PRECISIONS[engine.name] if stored == "float32" else (stored,)
+        precisions = engine.precisions if stored == "float32" else (stored,)
         divides = engine.name in DIVIDING and cores > 1
         counts = [0] if engine.name == "compiled" else [0, *fewer(cores)]
         found += [

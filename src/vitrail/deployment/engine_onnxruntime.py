@@ -21,6 +21,8 @@ onnxruntime.disable_telemetry_events()
 class OnnxruntimeSession:
     """One model on the CPU."""
 
+    computes = "float32"
+
     def __init__(self, session: Any) -> None:
         self._session = session
 
@@ -42,7 +44,9 @@ def open_session(file: OnnxFile, size: tuple[int, int], setting: Setting) -> Onn
     """
     options = _options(setting, file.passport.precision)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.path.parent))
-    return _opened(file.graph, options, str(file.path))
+    session = _opened(file.graph, options, str(file.path))
+    file.demand_unchanged()
+    return session
 
 
 def open_model(model: bytes, precision: str, size: tuple[int, int], setting: Setting) -> OnnxruntimeSession:
@@ -52,9 +56,10 @@ def open_model(model: bytes, precision: str, size: tuple[int, int], setting: Set
 
 def _options(setting: Setting, precision: str) -> Any:
     if setting.precision not in ("auto", precision):
+        ways = {"bfloat16": "--engine openvino", "int8": "vitrail export RUN --to onnx --precision int8"}
         raise UsageError(
             "VT169", f"onnxruntime with {setting.precision}: this model is of {precision}", "its own precision",
-            f"vitrail export RUN --to onnx --precision {setting.precision}, or --engine openvino",
+            ways.get(setting.precision, f"vitrail export RUN --to onnx --precision {setting.precision}"),
         )  # fmt: skip
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET

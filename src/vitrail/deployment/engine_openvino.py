@@ -33,6 +33,7 @@ class OpenvinoSession:
         self._core, self._model, self._name = core, model, name
         self._image = [model.input(IMAGES).get_partial_shape()[1], *size]
         self._setting, self._hint, self.weights = setting, hint, None
+        self.computes = "bfloat16" if hint == "bf16" else "float32"
         self._ready: dict[bool, list[Any]] = {}  # for one image, for many: a request for each stream
         self._turn = Lock()
         if setting.purpose == "first-answer":
@@ -87,6 +88,7 @@ def open_session(file: OpenvinoFile | OnnxFile, size: tuple[int, int], setting: 
     try:
         if isinstance(file, OnnxFile):
             model = core.read_model(name)
+            file.demand_unchanged()
         else:
             model = core.read_model(file.graph, openvino.Tensor(file.weights, shared_memory=True))
         session = open_model(model, file.passport.precision, size, setting, core, name)
@@ -115,13 +117,18 @@ def _precision(core: Any, stored: str, asked: str) -> str:
             "vitrail export RUN --to openvino --precision int8",
         )  # fmt: skip
     hint = _HINTS[stored if asked == "auto" else asked]
-    if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if hint == "bf16" and not has_bfloat16(core):
         global _told
         if not _told and "int8" not in (asked, stored):
             print("this processor has no bfloat16: float32 is used, which is as exact and slower", file=sys.stderr)
         _told = True
         return "f32"
     return hint
+
+
+def has_bfloat16(core: Any = None) -> bool:
+    """Whether OpenVINO multiplies bfloat16 on this processor."""
+    return "BF16" in (core or openvino.Core()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _short(error: Exception) -> str:

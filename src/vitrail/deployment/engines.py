@@ -53,7 +53,9 @@ class Setting:
 
 
 class Session(Protocol):
-    """A model in an engine, ready to answer."""
+    """A model in an engine, ready to answer; it `computes` in float32 or bfloat16 what is not int8."""
+
+    computes: str
 
     def run(self, images: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
         """Images, batch channels height width, as the graph takes them, to logits, batch classes."""
@@ -68,6 +70,7 @@ class Engine:
         package: the library; extra: what of Vitrail brings it along.
         home: the module of Vitrail that speaks to it.
         reads: the kinds of exported files.
+        precisions: what it can make of float32 weights; others are calibrated or converted when the file is written.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Engine:
     extra: str
     home: str
     reads: tuple[str, ...]
+    precisions: tuple[str, ...] = ("float32", "bfloat16")
 
     @property
     def installed(self) -> bool:
@@ -109,7 +113,7 @@ class Engine:
 ENGINES: Mapping[str, Engine] = {
     engine.name: engine
     for engine in (
-        Engine("onnxruntime", "onnxruntime", "onnx", "vitrail.deployment.engine_onnxruntime", ("onnx",)),
+        Engine("onnxruntime", "onnxruntime", "onnx", "vitrail.deployment.engine_onnxruntime", ("onnx",), ("float32",)),
         Engine("openvino", "openvino", "openvino", "vitrail.deployment.engine_openvino", ("openvino", "onnx")),
         Engine("pytorch", "torch", "", "vitrail.deployment.classifier", ()),
         Engine("compiled", "torch", "", "vitrail.deployment.answering", ()),
@@ -148,15 +152,19 @@ def named(name: str) -> Engine:
     return ENGINES[name]
 
 
-def reading(target: str, name: str = "auto") -> Engine:
+def reading(target: str, name: str = "auto", stored: str = "auto", precision: str = "auto") -> Engine:
     """The engine for an exported file of this kind: the one that is asked for, or else the first that is installed.
+
+    Where the file is `stored` in another precision than is asked for, engines that can make it come first.
 
     Raises:
         UsageError: VT165, it is not installed; VT167, there is none of this name; VT168, it does not read such files.
     """
     fitting = [engine for engine in ENGINES.values() if target in engine.reads]
     if name == "auto":
-        return next((engine for engine in fitting if engine.installed), fitting[0])
+        other = precision not in ("auto", stored)
+        able = [engine for engine in fitting if not other or precision in engine.precisions]
+        return next((engine for engine in (*able, *fitting) if engine.installed), fitting[0])
     engine = named(name)
     if engine not in fitting:
         raise UsageError(

@@ -16,10 +16,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitrail.deployment import graph, onnx_file, openvino_file
+from vitrail.deployment import engines, graph, onnx_file, openvino_file
 from vitrail.deployment.classifier import Classifier
 from vitrail.deployment.exported import open_exported
-from vitrail.deployment.passport import KEY, NORMALISATION, Inside, Passport, Precision, Target, read_passport, sealed
+from vitrail.deployment.passport import (
+    KEY,
+    MAX_SIDE,
+    MAX_SIZES,
+    NORMALISATION,
+    Inside,
+    Passport,
+    Precision,
+    Target,
+    read_passport,
+    sealed,
+)  # fmt: skip
 from vitrail.deployment.verification import Check, Evidence, Logits, Size, compared
 from vitrail.errors import Disagreement, UsageError
 from vitrail.files import explained, write_bytes
@@ -57,6 +68,11 @@ class Wanted:
             raise UsageError(
                 "VT152", f"--to {self.target} with --precision {self.precision}: {WHY[self.target]}",
                 " or ".join(PRECISIONS[self.target]), f"--to openvino --precision {self.precision}",
+            )  # fmt: skip
+        if len(self.sizes) > MAX_SIZES or any(side > MAX_SIDE for size in self.sizes for side in size):
+            raise UsageError(
+                "VT152", f"{len(self.sizes)} image sizes, the largest side {max(map(max, self.sizes))} pixels",
+                f"at most {MAX_SIZES} sizes of {MAX_SIDE:,} pixels a side in one file", "fewer or smaller sizes",
             )  # fmt: skip
 
 
@@ -105,6 +121,7 @@ def export(
     sizes = wanted.sizes or (classifier.preprocessing.image_size,)
     wanted = replace(wanted, sizes=sizes)
     _check_classes(classifier)
+    _check_bfloat16(wanted)
     evidence = evidence.readable()
     told(f"{wanted.target}: the graph")
     made, facts = _made(classifier, wanted, calibration)
@@ -114,7 +131,9 @@ def export(
             temporary.write_bytes(made(passport))
         opener = _opener(temporary, classifier, passport)
         rows = compared(opener, lambda size: reference(classifier, size), evidence, passport, told)
-        check = Check(rows, wanted.precision, _engine(wanted.target), evidence.source, wanted.max_drop)
+        check = Check(
+            rows, wanted.precision, _engine(wanted.target, wanted.precision), evidence.source, wanted.max_drop
+        )
         check.demand()
         passport = replace(passport, check=check.facts())
         content = made(passport)
@@ -124,16 +143,16 @@ def export(
 
 @contextmanager
 def _folder_of(path: Path) -> Iterator[None]:
-    """It is there; one that was made for this file is gone again where there is no file."""
-    new = not path.parent.exists()
+    """It is there; folders that were made for this file are gone again where there is no file."""
+    new = [folder for folder in path.parents if not folder.exists()]
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
-        if new:
+        for folder in new:
             with suppress(OSError):
-                path.parent.rmdir()
+                folder.rmdir()
         raise
 
 
@@ -166,6 +185,20 @@ def _check_classes(classifier: Classifier) -> None:
             "VT045", "these weights have no classes: they turn a picture into a vector of features", "a classifier",
             "vitrail train YOUR_IMAGES --weights THESE_WEIGHTS gives classes",
         )  # fmt: skip
+
+
+def _check_bfloat16(wanted: Wanted) -> None:
+    """What was checked in float32 was not shown to answer in bfloat16."""
+    if wanted.precision == "bfloat16" and not _openvino_has_bfloat16():
+        raise UsageError(
+            "VT152", "--precision bfloat16 on a processor that has none: the file could not be checked as it will answer",
+            "float32 or int8 here, or a processor with bfloat16", "vitrail export RUN --to openvino",
+        )  # fmt: skip
+
+
+def _openvino_has_bfloat16() -> bool:
+    engine = engines.ENGINES["openvino"]
+    return not engine.installed or bool(engine.module().has_bfloat16())  # not installed: told later, with the extra
 
 
 def _passport(classifier: Classifier, wanted: Wanted, source: Mapping[str, Any]) -> Passport:
@@ -277,8 +310,11 @@ def _program(path: Path) -> tuple[Passport, Logits]:
     return passport, logits
 
 
-def _engine(target: Target) -> str:
+def _engine(target: Target, precision: Precision) -> str:
     from importlib.metadata import version
 
     package = {"onnx": "onnxruntime", "openvino": "openvino", "torch-export": "torch"}[target]
-    return f"{package} {version(package)}"
+    name = f"{package} {version(package)}"
+    if precision == "int8" and target == "openvino" and not _openvino_has_bfloat16():
+        name += ", what is not int8 in float32, as this processor has no bfloat16"
+    return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,11 +40,12 @@ class Exported(PicturePredictor):
     """
 
     def __init__(
-        self, passport: Passport, engine: str, size: tuple[int, int], setting: Setting, open_session: Callable[[Setting], Session]
+        self, passport: Passport, engine: str, size: tuple[int, int], setting: Setting,
+        open_session: Callable[[Setting], Session], unchanged: Callable[[], bool] = lambda: True,
     ) -> None:  # fmt: skip
         self.passport, self.engine, self.setting = passport, engine, setting
         self._preprocessing = replace(passport.preprocessing, image_size=size)
-        self._open = open_session
+        self._open, self._unchanged = open_session, unchanged
         self._session: Session | None = None
         self._purpose: Purpose = "first-answer"
         self._seen, self._lock = 0, Lock()
@@ -66,8 +68,9 @@ class Exported(PicturePredictor):
 
     @property
     def precision(self) -> str:
-        """What was asked for, or the file's own."""
-        return self.passport.precision if self.setting.precision == "auto" else self.setting.precision
+        """What was asked for, or the file's own; once it has answered, float32 where the processor has no bfloat16."""
+        wanted = self.passport.precision if self.setting.precision == "auto" else self.setting.precision
+        return self._session.computes if wanted == "bfloat16" and self._session is not None else wanted
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         channels, (height, width) = self.preprocessing.channels, self.preprocessing.image_size
@@ -97,11 +100,15 @@ class Exported(PicturePredictor):
             self._seen += count
             many = count > FEW or self._seen > MANY
             wanted: Purpose = self.setting.purpose or ("throughput" if many else "first-answer")
-            if self._session is None or (wanted, self._purpose) == ("throughput", "first-answer"):
-                self._session = None  # the old one is forgotten first, or both would be in memory
-                streams = self.setting.streams or (
-                    0 if count > FEW else 1
-                )  # who comes one by one is alone on all cores
+            if self._session is not None and (wanted, self._purpose) == ("throughput", "first-answer"):
+                if self._unchanged():
+                    self._session = None  # it is forgotten first, or both would be in memory
+                else:
+                    print("the file of a model was replaced: what was loaded goes on", file=sys.stderr)
+                    self._purpose = "throughput"
+            if self._session is None:
+                # Who comes one by one is alone on all cores.
+                streams = self.setting.streams or (0 if count > FEW else 1)
                 self._session = self._open(replace(self.setting, purpose=wanted, streams=streams))
                 self._purpose = wanted
             return self._session
@@ -145,6 +152,7 @@ def open_exported(
         raise chosen.missing()
     file = _read(path)
     passport, size = file.passport, held(file.passport, image_size, os.fspath(path))
+    chosen = reading(passport.target, engine, passport.precision, setting.precision)
     key, precision = machine.key_of_file(passport.hash, size), passport.precision
     if setting.precision != "auto":
         precision = cast(Precision, setting.precision)
@@ -157,7 +165,9 @@ def open_exported(
         session: Session = home.open_session(file, size, machine.advised(key, name, asked, precision))
         return session
 
-    return Exported(passport, name, size, setting, opened)
+    return Exported(
+        passport, name, size, setting, opened, file.unchanged if isinstance(file, OnnxFile) else lambda: True
+    )
 
 
 def _read(path: str | os.PathLike[str]) -> OnnxFile | OpenvinoFile:

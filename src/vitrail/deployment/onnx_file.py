@@ -66,11 +66,32 @@ class OnnxFile:
         passport: what it says of itself.
         graph: the model in which every large array is said to lie at its place in this same file, for a runtime that
             maps it into memory.
+        state: which file that was: device, number, size and time of the last change.
     """
 
     path: Path
     passport: Passport
     graph: bytes
+    state: tuple[int, ...]
+
+    def unchanged(self) -> bool:
+        """Whether the path still leads to the file that was checked; runtimes open it by its name."""
+        try:
+            return _state(os.stat(self.path)) == self.state
+        except OSError:
+            return False
+
+    def demand_unchanged(self) -> None:
+        """To be called when a runtime has opened it: raises VT176 where that may have been another file."""
+        if not self.unchanged():
+            raise VitrailError(
+                "VT176", f"{self.path} was replaced or removed while it was being opened", "the file that was checked",
+                "load it again",
+            )  # fmt: skip
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def stamped(model: bytes, passport: Passport, name: str = "the model") -> list[bytes]:
@@ -105,7 +126,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
             top = reader.checked("model", 0, size)
             passport = reader.passport(top)
             check_seal(passport, [Stretch(file.fileno(), 0, top[-1].start)], name)
-            return OnnxFile(place, passport, reader.pointing(top[:-1], place.name))
+            return OnnxFile(place, passport, reader.pointing(top[:-1], place.name), _state(os.fstat(file.fileno())))
 
 
 class _Reader:

@@ -291,7 +291,9 @@ def finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 def check_budget(budget: float) -> None:
     """Raises VT187 where the largest allowed drop is no share of images."""
     if not (math.isfinite(budget) and 0 <= budget < 100):
-        raise UsageError("VT187", f"--max-drop {budget:g}", "percentage points of top-1, 0 or more", "--max-drop 0.5")
+        raise UsageError(
+            "VT187", f"--max-drop {budget:g}", "percentage points of top-1, from 0 to below 100", "--max-drop 0.5"
+        )
 
 
 def check_images(targets: NDArray[np.float32]) -> None:
