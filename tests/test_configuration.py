@@ -186,7 +186,7 @@ def test_changes_by_name():
         ({"optimizer": "adam"}, ["optimizer", "'adam'", "adamw"]),
         ({"optimizer": "adam", "optimizer.lr": "1"}, ["'adam'", "adamw"]),
         ({"optimizer": "{}", "optimizer.lr": "1"}, ["optimizer.lr", '"type"']),
-        ({"optimizer": "sgd", "optimizer.betas": "[0, 0]"}, ["'betas'", "known: buffer, lr, momentum"]),
+        ({"optimizer": "sgd", "optimizer.betas": "[0, 0]"}, ["'betas'", "adamw and lion have it", "--set optimizer=adamw"]),
         ({"model": "{}", "model.size.dim": "3"}, ["\"type\": one of vit, resnet"]),
         ({"model": "null"}, ["model", "None"]),
         ({"optimizer.lr": "NaN"}, ["optimizer.lr", "finite"]),

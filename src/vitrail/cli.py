@@ -54,11 +54,9 @@ from vitrail.cores import keep_within
 from vitrail.errors import Interrupted, UsageError, VitrailError
 
 app = cyclopts.App(
-    name="vitrail",
+    name="vitrail", version=__version__, help_format="markdown", suppress_keyboard_interrupt=False,  # main says it
     help="Vision Transformers from a folder of images to a model at work.\n\nFirst steps: vitrail demo, vitrail doctor.",
-    version=__version__,
-    help_format="markdown",
-)
+)  # fmt: skip
 for command in (data_app, models_app, convert, export, bench):
     app.command(command)
 

@@ -62,6 +62,8 @@ def decode(kind: Any, data: Any, axes: Axes, path: str = "") -> Any:
     if kind in axes:
         return _decode_axis(kind, data, axes, path)
     if dataclasses.is_dataclass(kind):
+        if isinstance(data, dict) and data.get("type", "") == _axis_name(typing.cast(type, kind), axes):
+            data = {key: value for key, value in data.items() if key != "type"}  # the one class that may stand here
         return _decode_dataclass(typing.cast(type, kind), data, axes, path)
     return _decode_scalar(kind, data, path)
 
@@ -70,10 +72,11 @@ def changed(config: Any, assignments: Mapping[str, str], axes: Axes) -> Any:
     """`config` with dotted keys replaced by text values, as `--set schedule.warmup=0.1` asks.
 
     A value is read as JSON where it can be (numbers, lists, true, null) and as plain text otherwise. An axis takes a
-    name alone (`model.position=none`), which sets that value with its defaults.
+    name alone (`model.position=none`), which sets that value with its defaults. In any order: an axis is set before its
+    parts.
     """
     data = encode(config, axes)
-    for key, text in assignments.items():
+    for key, text in sorted(assignments.items(), key=lambda pair: pair[0].count(".")):
         place, kind = data, type(config)
         *parents, last = key.split(".")
         if last not in data and not parents and (longer := [n for n in keys(data) if n.endswith(f".{last}")]):
@@ -89,15 +92,31 @@ def changed(config: Any, assignments: Mapping[str, str], axes: Axes) -> Any:
                 )  # fmt: skip
         kind = _field_type(kind, last, place, axes, key)
         value = text if kind is str else _read_text(text)
-        place[last] = {"type": value} if kind in axes and isinstance(value, str) else value
+        place[last] = _named(kind, value, axes) if kind in axes and isinstance(value, str) else value
     return decode(type(config), data, axes)
+
+
+def _named(kind: type, name: str, axes: Axes) -> dict[str, Any]:
+    """A value of an axis with the defaults that it has, so that its parts can be set one by one."""
+    choice: Any = axes[kind].get(name)
+    places = () if choice is None else dataclasses.fields(choice)  # what it is not is told when it is decoded
+    given = {place.name: place.default for place in places if place.default is not dataclasses.MISSING}
+    made = {p.name: p.default_factory() for p in places if p.default_factory is not dataclasses.MISSING}
+    return {"type": name} | {key: encode(value, axes) for key, value in {**given, **made}.items()}
 
 
 def _field_type(kind: Any, name: str, place: dict[str, Any], axes: Axes, key: str) -> Any:
     kind = _dataclass_of(kind)
+    choices = axes.get(kind, {})
     if kind in axes:
         kind = _choice(kind, place, axes, key)
     hints = typing.get_type_hints(kind)
+    if name not in hints and (others := [n for n, choice in choices.items() if name in typing.get_type_hints(choice)]):
+        axis = key.split(".")[0] if key.count(".") == 1 else key[: -len(name) - 1]
+        raise UsageError(
+            "VT003", f"--set {key}: {place['type']} has no {name!r}, {' and '.join(others)} have it", "a part of what is set",
+            f"--set {axis}={others[0]} --set {key}=...",
+        )  # fmt: skip
     if name not in hints:
         raise UsageError(
             "VT003", f"--set {key}: there is no key {name!r}", nearest(name, hints), "vitrail train --plan"

@@ -18,6 +18,7 @@ SPLIT_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 MAX_ROWS = 50_000_000
+RUN_FILES = ("config.json", "data.json", "environment.json")  # by which a run folder is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +122,22 @@ def bounded(reader: Iterable[dict[str, str | None]]) -> Iterator[dict[str, str |
 
 
 def _rows_of_classes(root: Path, folder: Path, split: str | None) -> list[Row]:
+    """Of every class folder; pictures that a training run wrote below it are none of its."""
+    runs = {root: False}
+
+    def of_a_run(place: Path) -> bool:
+        if place not in runs:
+            runs[place] = of_a_run(place.parent) or all((place / name).is_file() for name in RUN_FILES)
+        return runs[place]
+
     return [
         Row(readable_name(path.relative_to(root).as_posix()), os.fspath(path), (readable_name(classes.name),), split)
         for classes in _visible_folders(folder)
         for path in sorted(classes.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path.relative_to(root))
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not _hidden(path.relative_to(root))
+        and not of_a_run(path.parent)
     ]
 
 

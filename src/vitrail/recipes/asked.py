@@ -6,14 +6,21 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vitrail.data.sources import Source, joined, open_source
 from vitrail.errors import UsageError, nearest
-from vitrail.objectives.supervised import balanced_weights
+from vitrail.objectives.supervised import Supervised, balanced_weights
 from vitrail.recipes.catalogue import RECIPES, TRANSFERS
 from vitrail.recipes.run import Grid, Run
+from vitrail.training.tuning import Frozen
 
 MOST_RATES = 16
+# Keys of a run that follow from the rest of a command; and what says it.
+KEPT = {
+    "recipe": "--recipe NAME", "data.source": "the data as the first argument", "weights": "--weights FILE",
+    "time_limit": "--time-limit 30m", "why": "nothing: these are the reasons of what was chosen",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,13 @@ class Asked:
         if len(set(self.rates)) < len(self.rates) or len(self.rates) > MOST_RATES:
             raise UsageError("VT002", f"--lr {','.join(f'{rate:g}' for rate in self.rates)}",
                              f"at most {MOST_RATES} rates, each of them once")  # fmt: skip
+        if self.model is not None and self.weights is not None:
+            raise UsageError("VT002", f"--model {self.model} with --weights {self.weights}", "one of them: weights have a model",
+                             "leave --model out")  # fmt: skip
+        if kept := [name for name in self.settings if name in KEPT]:
+            raise UsageError(
+                "VT003", f"--set {kept[0]}: it says what the run is, and is not set by hand", KEPT[kept[0]]
+            )
 
     @property
     def everything(self) -> bool:
@@ -70,12 +84,27 @@ def plan_run(data: str, asked: Asked = Asked()) -> tuple[Source, Run]:
     run = recipes[name](source, start, asked.image_size)
     if asked.rates:
         run = replace(run, grid=Grid(asked.rates), data=replace(run.data, everything=True))
-    epochs = run.training.epochs
+    epochs, batch = run.training.epochs, run.training.batch_size
     run = replace(run.changed(_weighed(asked.settings, source)), time_limit=asked.time_limit)
+    share = run.training.epochs / epochs * batch / run.training.batch_size
+    if share != 1 and not any(name.startswith("schedule") for name in asked.settings):
+        run = replace(
+            run, schedule=run.schedule.scaled(share)
+        )  # a warm-up in steps, as long a part of the run as before
     if run.training.epochs != epochs:  # the recipe's reason is one no longer
         run = replace(run, why=tuple(reason for reason in run.why if not reason.startswith(f"{epochs:.0f} epochs:")))
     if asked.rates:  # until one is chosen
         run = run.rated(asked.rates[0])
+    if (
+        "model.head" in asked.settings and "model.head.classes" not in asked.settings
+    ):  # another head, for the same classes
+        run = replace(run, model=replace(run.model, head=replace(run.model.head, classes=len(source.classes))))  # type: ignore[type-var]
+    if run.tuning == Frozen():
+        raise UsageError("VT003", "tuning=frozen, and nothing is named that is frozen", "how many of the first blocks, or parts",
+                         """--set tuning.layers=6, or --set 'tuning.parts=["tokenizer"]'""")  # fmt: skip
+    if source.multi_label and _labels_of(run).loss == "softmax":
+        raise UsageError("VT003", "the loss is softmax, and some images have several labels", "sigmoid",
+                         "leave objective.loss out: the data decide")  # fmt: skip
     if run.model.head.classes != len(source.classes):
         raise UsageError(
             "VT003", f"model.head.classes is {run.model.head.classes}, {data} has {len(source.classes)} classes",
@@ -84,6 +113,14 @@ def plan_run(data: str, asked: Asked = Asked()) -> tuple[Source, Run]:
     if run.data.split_seed != 0:
         source = _opened(data, asked, run.data.split_seed)
     return source, run
+
+
+def _labels_of(run: Run) -> Supervised:
+    """What learns from the labels, inside whatever wraps it."""
+    inner: Any = run.objective
+    while not isinstance(inner, Supervised):
+        inner = getattr(inner, "objective", None) or inner.labels
+    return inner
 
 
 def _weighed(settings: Mapping[str, str], source: Source) -> dict[str, str]:

@@ -30,7 +30,7 @@ from vitrail.recipes.paper import (
     warm_up,
     with_head,
 )  # fmt: skip
-from vitrail.recipes.run import AUGREG, Augmentation, Data, Run
+from vitrail.recipes.run import Augmentation, Data, Run
 from vitrail.training.loop import Training
 from vitrail.training.optimizer import SGD, Adafactor, AdamW
 from vitrail.training.precision import best_precision
@@ -117,7 +117,7 @@ def augreg(source: Source, model: str | None = None, image_size: tuple[int, int]
         base,
         recipe="augreg",
         model=config,
-        augmentation=_level(base, level),
+        augmentation=base.levelled(level),
         objective=Supervised("sigmoid"),
         optimizer=AdamW(1e-3, 1e-4, decay_follows="schedule"),
         why=(f"augmentation {level}, as big_vision has it for {name}", base.why[-1]),
@@ -140,7 +140,7 @@ def better_baseline(source: Source, model: str | None = None, image_size: tuple[
         recipe="better-baseline",
         model=config,
         preprocessing=replace(base.preprocessing, fit="crop", crop_share=224 / 256),
-        augmentation=_level(base, "light2"),
+        augmentation=base.levelled("light2"),
         optimizer=AdamW(1e-3, 1e-4, decay_follows="schedule"),
         training=replace(base.training, epochs=90.0, batch_size=1024, micro_batch=portion(config, 1024)),
         why=("batch 1,024, RandAugment (2, 10), mixup 0.2", base.why[-1]),
@@ -177,10 +177,3 @@ def vit_g(source: Source, model: str | None = None, image_size: tuple[int, int] 
             base.why[-1],
         ),
     )
-
-
-def _level(base: Run, name: str) -> Augmentation:
-    """A level of AugReg, with a mirror only where the pictures bear it."""
-    level = AUGREG[name]
-    crop, _, *rest = level.transforms
-    return replace(level, transforms=(crop, *base.augmentation.transforms[1:], *rest))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from vitrail import configuration
@@ -211,11 +212,32 @@ class Run:
             return replace(self, evaluators=found).changed(rest)
         if (level := assignments.get("augmentation")) in AUGREG:
             rest = {name: text for name, text in assignments.items() if name != "augmentation"}
-            return replace(self, augmentation=AUGREG[str(level)]).changed(rest)
+            return replace(self, augmentation=self.levelled(str(level))).changed(rest)
         if assignments.get("optimizer") in OPTIMIZERS and len(assignments) > 1:  # it decides what the other keys mean
             rest = {name: text for name, text in assignments.items() if name != "optimizer"}
             return self.changed({"optimizer": assignments["optimizer"]}).changed(rest)
+        if (kind := assignments.get("objective")) in OBJECTIVES:
+            assignments = {**assignments, "objective": self._around(str(kind))}
         return configuration.changed(self, {self.spelled(name): text for name, text in assignments.items()}, AXES)
+
+    def levelled(self, name: str) -> Augmentation:
+        """A level of AugReg, with a mirror only where this run has one, or nothing that says whether it may."""
+        level = AUGREG[name]
+        kept = [part for part in level.transforms if not isinstance(part, Flip)]
+        flips = [part for part in self.augmentation.transforms if isinstance(part, Flip)]
+        return replace(level, transforms=(*kept[:1], *flips, *kept[1:])) if self.augmentation.transforms else level
+
+    def _around(self, kind: str) -> str:
+        """An objective by its name, as JSON: one that wraps another one wraps what this run has, loss and smoothing included."""
+        names = {place.name for place in fields(OBJECTIVES[kind])}  # type: ignore[arg-type]  # dataclasses, all of them
+        present: Any = self.objective
+        if "objective" in names:
+            inner = getattr(present, "objective", present) if type(present) is OBJECTIVES[kind] else present
+            return json.dumps({"type": kind, "objective": configuration.encode(inner, AXES)})
+        if "labels" in names:
+            inner = _nested(present)[-1]
+            return json.dumps({"type": kind, "labels": configuration.encode(getattr(inner, "labels", inner), AXES)})
+        return kind
 
     def rated(self, rate: float) -> Run:
         """With another learning rate."""

@@ -186,8 +186,9 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 
 def _check(optimizer: Optimizer, names: tuple[str, ...]) -> None:
     for name in names:
-        value = getattr(optimizer, name)
-        require(value is None or 0 <= value < math.inf, f"optimizer.{name}", value, "zero or a positive number")
+        value, rate = getattr(optimizer, name), name.endswith("lr")
+        good = value is None or ((value > 0 if rate else value >= 0) and value < math.inf)
+        require(good, f"optimizer.{name}", value, "a positive number" if rate else "zero or a positive number")
     for name in ("betas", "adam_betas"):
         value = getattr(optimizer, name, ())
         require(all(0 <= beta < 1 for beta in value), f"optimizer.{name}", value, "two numbers, 0 to less than 1")

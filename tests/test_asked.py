@@ -1,0 +1,117 @@
+"""What a command means: settings in any order, what they leave as the recipe chose it, and what they cannot say."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tiny
+from vitrail.data.sources import open_source
+from vitrail.data.tables import RUN_FILES
+from vitrail.data.transforms import Flip
+from vitrail.errors import UsageError
+from vitrail.recipes.asked import Asked, plan_run
+from vitrail.recipes.run import Run
+
+
+def planned(data, recipe=None, weights=None, /, **more):
+    settings = {name.replace("__", "."): value for name, value in more.items()}
+    return plan_run(str(data), Asked(recipe, weights=weights and str(weights), settings=settings))[1]
+
+
+@pytest.fixture(scope="module")
+def several(pictures, tmp_path_factory):
+    """The pictures with two labels each."""
+    rows = [f"{path},{path.parent.name};all" for path in sorted(pictures.rglob("*.png"))]
+    table = tmp_path_factory.mktemp("several") / "several.csv"
+    table.write_text("\n".join(["path,label", *rows]))
+    return table
+
+
+@pytest.mark.parametrize("wrapper", ["averaged", "sharpness-aware"])
+def test_what_wraps_an_objective_keeps_the_recipes_loss(pictures, several, wrapper):
+    assert planned(several, objective=wrapper).objective.objective.loss == "sigmoid"
+    plain = planned(pictures).objective
+    assert plain.label_smoothing > 0
+    assert planned(pictures, objective=wrapper).objective.objective == plain
+    smoothed = planned(pictures, objective__objective__label_smoothing="0.2", objective=wrapper)  # in any order
+    assert smoothed.objective.objective.label_smoothing == 0.2
+    twice = planned(pictures, objective=wrapper, objective__objective="averaged").objective
+    assert twice.objective.objective.label_smoothing == 0  # named alone, further inside: its own defaults
+
+
+def test_distillation_keeps_the_smoothing_too_and_can_be_read_again(pictures):
+    run = planned(
+        pictures, objective="distillation", objective__teacher="teacher", objective__labels__label_smoothing="0.3"
+    )
+    assert run.objective.labels.label_smoothing == 0.3
+    assert (
+        planned(pictures, objective="distillation", objective__teacher="t").objective.labels
+        == planned(pictures).objective
+    )
+    assert Run.from_json(run.to_json()) == run
+
+
+def test_one_label_is_not_learnt_where_there_are_several(several):
+    with pytest.raises(UsageError, match="several labels"):
+        planned(several, objective__loss="softmax")
+
+
+@pytest.mark.parametrize(("settings", "share"), [({"training__epochs": "3"}, 3), ({"training__batch_size": "64"}, 8)])
+def test_a_warm_up_in_steps_stays_as_long_a_part_of_the_run(pictures, run, settings, share):
+    """Of the paper's 20,000 steps of 512 with 500 of warm-up; three epochs would else be nothing but warm-up."""
+    whole, part = (planned(pictures, "paper-fine-tuning", run, **more) for more in ({}, settings))
+    assert whole.schedule.warmup >= 1
+    share = share / whole.training.epochs if "training__epochs" in settings else whole.training.batch_size / 64
+    assert part.schedule.warmup == max(1, round(whole.schedule.warmup * share))
+    typed = planned(pictures, "paper-fine-tuning", run, schedule__warmup="7", **settings)
+    assert typed.schedule.warmup == 7
+
+
+def test_another_head_has_the_classes_of_the_data(pictures):
+    model = planned(pictures, model__pool="distilled-token", model__head="two-linear").model
+    assert model.head.classes == len(open_source(str(pictures)).classes)
+
+
+def test_a_level_of_augmentation_mirrors_only_where_the_pictures_bear_it(pictures):
+    for transforms, mirrors in (('[{"type":"shift"}]', 0), ('[{"type":"shift"},{"type":"flip"}]', 1)):
+        run = planned(pictures, augmentation__transforms=transforms).changed({"augmentation": "medium2"})
+        assert sum(isinstance(part, Flip) for part in run.augmentation.transforms) == mirrors
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"recipe": "demo"}, "--recipe NAME"), ({"data__source": "digits"}, "first argument"), ({"weights": "w"}, "--weights"),
+        ({"time_limit": "30"}, "--time-limit"), ({"why": "[]"}, "reasons"),
+        ({"optimizer": '{"type":"sgd","lr":0}'}, "a positive number"), ({"optimizer__adam_lr": "0"}, "a positive number"),
+        ({"optimizer": "layer-decay", "optimizer__optimizer__lr": "0"}, "a positive number"),
+        ({"tuning": "frozen"}, "--set tuning.layers=6"), ({"sampling__times": "2"}, "--set sampling=repeated"),
+    ],
+)  # fmt: skip
+def test_what_settings_cannot_say(pictures, settings, says):
+    with pytest.raises(UsageError) as caught:
+        planned(pictures, **settings)
+    assert says in str(caught.value)
+
+
+def test_a_model_is_not_asked_beside_weights(run):
+    with pytest.raises(UsageError, match="--model ViT-B/16 with --weights"):
+        Asked(model="ViT-B/16", weights=str(run))
+
+
+def test_a_run_below_its_own_data_is_no_class_of_it(tmp_path):
+    """`vitrail train .` writes to ./runs, and the same command again has to find the same pictures."""
+    data = tiny.write_pictures(tmp_path / "data", per_class=4)
+    before = open_source(str(data)).fingerprint
+    written = data / "runs" / "one"
+    (written / "plots").mkdir(parents=True)
+    for name in RUN_FILES:
+        (written / name).write_text("{}")
+    for place in (written, written / "plots"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(place / "curve.png")
+    assert open_source(str(data)).fingerprint == before
+    shutil.move(written, data / "plain")  # a class folder with a config.json alone stays one
+    (data / "plain" / "environment.json").unlink()
+    assert "plain" in open_source(str(data)).classes
