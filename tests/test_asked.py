@@ -1,12 +1,16 @@
 """What a command means: settings in any order, what they leave as the recipe chose it, and what they cannot say."""
 
+import re
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import tiny
+from vitrail.configuration import assignments
 from vitrail.data.sources import open_source
 from vitrail.data.tables import RUN_FILES
 from vitrail.data.transforms import Flip
@@ -115,3 +119,15 @@ def test_a_run_below_its_own_data_is_no_class_of_it(tmp_path):
     shutil.move(written, data / "plain")  # a class folder with a config.json alone stays one
     (data / "plain" / "environment.json").unlink()
     assert "plain" in open_source(str(data)).classes
+
+
+ROWS = re.findall(
+    r"^\| ([^|]+) \| `(--set .+)` \|$", (Path(__file__).parents[1] / "docs" / "training.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("typed", [text for _, text in ROWS], ids=[name for name, _ in ROWS])
+def test_every_block_of_the_page_is_a_run(pictures, typed):
+    """docs/training.md: it plans, and changes something."""
+    settings = assignments([word for word in shlex.split(typed) if word != "--set"])
+    assert len(ROWS) > 20 and plan_run(str(pictures), Asked(settings=settings))[1] != plan_run(str(pictures))[1]
