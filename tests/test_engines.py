@@ -51,6 +51,15 @@ def test_another_engine_leaves_the_runs_own_results_alone(run, vitrail_command, 
     summary = json.loads((model / "eval" / "test-openvino-bfloat16" / "summary.json").read_text())
     assert summary["precision"] == "bfloat16"
     assert json.loads(vitrail_command("eval", model, "--json", "--precision", "bfloat16").out)["engine"] == "pytorch"
+    (model / "eval" / "test-broken").mkdir()
+    (model / "eval" / "test-broken" / "summary.json").write_text('{"engine": "<b>", "n": "many"}')
+    assert vitrail_command("report", model).status == 0
+    page, card = (model / "report.html").read_text(), (model / "README.md").read_text()
+    for name in ("openvino", "auto"):
+        assert (f"the same on {name} in bfloat16" in page and f"the same on {name} in bfloat16" in card) == (
+            name == "openvino"
+        )
+    assert "the same on pytorch in bfloat16" in page and "test-broken/summary.json cannot be read" in page
 
 
 def test_flags_may_stand_before_several_files(run, pictures, vitrail_command):

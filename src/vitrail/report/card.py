@@ -69,6 +69,14 @@ def _result(story: Story) -> list[str]:
     if clean := without_leaks(story):
         text = f"without the {clean.leaked} test pictures that are in train or val too"
         rows.append(("this model", share(clean.top1, clean.interval), text))
+    rows += [
+        (
+            f"the same on {plain(each['engine'])} in {plain(each['precision'])}",
+            share(each["top1"], each["top1_interval"]),
+            "",
+        )
+        for each in story.engines
+    ]
     rows += [(b["name"], share(b["top1"], b["interval"]), b["how"]) for b in summary["baselines"]]
     lines = [
         f"Top-1 on {summary['n']} test pictures ({origin_words(str(summary['split']))}):",

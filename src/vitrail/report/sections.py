@@ -105,6 +105,10 @@ def _result(story: Story) -> Facts:
         rows.append(interval_row(name, clean.top1, clean.interval, f"n = {clean.n:,}"))
         figures.append((name.replace("this model", "right"), share(clean.top1, clean.interval)))
     rows += [
+        interval_row(f"the same on {each['engine']} in {each['precision']}", each["top1"], each["top1_interval"])
+        for each in story.engines
+    ]
+    rows += [
         interval_row(BASELINES.get(b["name"], b["name"]), b["top1"], b["interval"], quiet=True)
         for b in summary["baselines"]
     ]

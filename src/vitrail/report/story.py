@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ Facts = Mapping[str, Any]
 T = TypeVar("T")
 MAX_RECORDS = 1_000_000
 MAX_TEXT = 2**20
+MAX_ENGINES = 16
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Story:
         records: the lines of metrics.jsonl.
         predictions: of the test split; None before the run was judged.
         grid: learning rates that were tried; empty where the rate was given.
+        engines: the result on the same test pictures by other engines and precisions, each that `vitrail eval` was asked for.
         missing: what is not there, or cannot be read, in sentences.
     """
 
@@ -44,6 +46,7 @@ class Story:
     suspects: tuple[Facts, ...] = ()
     grid: Facts = field(default_factory=dict)
     gallery: tuple[Tile, ...] = ()
+    engines: tuple[Facts, ...] = ()
     missing: tuple[str, ...] = ()
 
     @property
@@ -116,6 +119,7 @@ _SIZE = {"depth": "layers", "dim": "dimensions", "heads": "heads"}
 NUMBER = (int, float)
 _BASELINE = {"name": str, "top1": NUMBER, "interval": [NUMBER], "how": str, "only_model": int, "only_baseline": int}
 _SUMMARY = {"n": int, "top1": NUMBER, "top1_interval": [NUMBER], "split": str, "baselines": [_BASELINE]}
+_ENGINE = {"n": int, "top1": NUMBER, "top1_interval": [NUMBER], "split": str, "engine?": str, "precision?": str}
 _MEMBER = {"id": str, "split": str, "label": str}
 _PROBLEM = {"kind": str, "severity": str, "title": str, "why": str, "fix": str, "groups": [[_MEMBER]], "leaked?": {}}
 _GRID = {"n": int, "share": NUMBER, "rows": [{"lr": NUMBER}], "chosen": (float, int, type(None))}
@@ -212,8 +216,17 @@ def read_story(folder: Path) -> Story:
         suspects=tuple(read("eval/suspects.json", _json([_SUSPECT]), [], "suspected label errors")),
         grid=grid,
         gallery=read("samples/gallery.json", read_gallery, (), "example pictures"),
+        engines=tuple(_engines(folder, read)),
         missing=tuple(missing),
     )  # fmt: skip
+
+
+def _engines(folder: Path, read: Callable[..., Any]) -> Iterator[Facts]:
+    """What `vitrail eval RUN --engine ...` found on the same test pictures; there need be none."""
+    for path in sorted(folder.glob("eval/test-*/summary.json"))[:MAX_ENGINES]:
+        found = read(path.relative_to(folder).as_posix(), _json(_ENGINE), {}, "the result on another engine")
+        if found.get("split") == "test" and "engine" in found:
+            yield found
 
 
 def _json(pattern: Any) -> Callable[[Path], Any]:
