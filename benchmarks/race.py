@@ -144,7 +144,7 @@ class Racer:
                 "seed": seed, "total": total, "split": split}  # fmt: skip
         command = [sys.executable, __file__, *(f"--{key}={value}" for key, value in said.items())]
         out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in out.splitlines() if line.startswith('{"step"')]
 
     def tried(self, rates: Iterable[float], seed: int) -> tuple[Racer, float]:
         """With the rate that is best on val after a short schedule of its own; and the seconds of a step."""
