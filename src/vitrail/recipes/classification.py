@@ -132,8 +132,8 @@ def fine_tune(source: Source, weights: str, image_size: tuple[int, int] | None =
     Classes that the checkpoint knows by name keep what it knows of them, the others are new; a head of zeros for all, as
     in the paper: --set keep_classes=false.
     Cost: some 20,000 examples, minutes for a small model; `--plan` measures it. Measured with a ViT-S/14: ten kinds of clip
-    art, four epochs (one seed, n = 692), at 56 px 74.6 % (95 % CI 71.2-77.7), at 98 px 78.8 % (75.6-81.6), where all
-    weights by SGD reach 60.1 % in three; fashion-mini at 56 px, two epochs (n = 2,000), 86.7 % (85.1-88.1), by SGD 76.6 %
+    art, four epochs (n = 692), at 56 px 74.4 ± 0.2 %, at 98 px 79.2 ± 0.4 % (mean and standard deviation of seeds 0, 1, 2),
+    where all weights by SGD reach 60.1 % in three (one seed); fashion-mini at 56 px, two epochs (n = 2,000), 86.7 % (85.1-88.1), by SGD 76.6 %
     (74.7-78.4). Published, by the paper's longer training (vitrail recipes paper-fine-tuning): Pets 94.43 %, Flowers
     99.38 % with B/16.
     """
