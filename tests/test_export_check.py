@@ -51,7 +51,7 @@ def test_planted_fault_is_found_and_leaves_no_file(run, tmp_path, monkeypatch, v
 
 
 def test_a_file_of_bfloat16_is_not_checked_in_float32(run, tmp_path, monkeypatch, vitrail_command):
-    monkeypatch.setattr("vitrail.deployment.engine_openvino.has_bfloat16", lambda core=None: False)
+    monkeypatch.setattr("vitrail.deployment.engine_openvino.has_bfloat16", lambda: False)
     told = vitrail_command(
         "export", run, "--to", "openvino", "--precision", "bfloat16", "--out", tmp_path / "model.openvino"
     )

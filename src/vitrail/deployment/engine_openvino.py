@@ -18,6 +18,22 @@ from vitrail.errors import UsageError
 
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}  # what is not int8 in an int8 model
 _told = False
+_core: Any = None
+_making = Lock()
+
+
+def core() -> Any:
+    """The one openvino.Core of this process.
+
+    A Core gives the thread that made it an alternate stack for signals and takes it away again with itself. Where the
+    first of two goes before the second, or in another thread, the thread keeps a stack that is gone and dies of its
+    next signal (OpenVINO 2026.4). One that stays does no harm.
+    """
+    global _core
+    with _making:
+        if _core is None:
+            _core = openvino.Core()
+        return _core
 
 
 class OpenvinoSession:
@@ -29,8 +45,8 @@ class OpenvinoSession:
 
     weights: Any
 
-    def __init__(self, core: Any, model: Any, size: tuple[int, int], setting: Setting, hint: str, name: str) -> None:
-        self._core, self._model, self._name = core, model, name
+    def __init__(self, model: Any, size: tuple[int, int], setting: Setting, hint: str, name: str) -> None:
+        self._model, self._name = model, name
         self._image = [model.input(IMAGES).get_partial_shape()[1], *size]
         self._setting, self._hint, self.weights = setting, hint, None
         self.computes = "bfloat16" if hint == "bf16" else "float32"
@@ -68,7 +84,7 @@ class OpenvinoSession:
             }
             try:
                 self._model.reshape({IMAGES: openvino.PartialShape([1 if alone else -1, *self._image])})
-                compiled = self._core.compile_model(
+                compiled = core().compile_model(
                     self._model, "CPU", configuration | ({"NUM_STREAMS": streams} if streams else {})
                 )
             except (RuntimeError, UnicodeDecodeError) as error:
@@ -84,14 +100,14 @@ def open_session(file: OpenvinoFile | OnnxFile, size: tuple[int, int], setting: 
     Raises:
         VitrailError: VT160, OpenVINO cannot read it. UsageError: VT169, int8 of a model that is not.
     """
-    core, name = openvino.Core(), str(file.path)
+    name = str(file.path)
     try:
         if isinstance(file, OnnxFile):
-            model = core.read_model(name)
+            model = core().read_model(name)
             file.demand_unchanged()
         else:
-            model = core.read_model(file.graph, openvino.Tensor(file.weights, shared_memory=True))
-        session = open_model(model, file.passport.precision, size, setting, core, name)
+            model = core().read_model(file.graph, openvino.Tensor(file.weights, shared_memory=True))
+        session = open_model(model, file.passport.precision, size, setting, name)
     except (RuntimeError, UnicodeDecodeError) as error:  # of a message that quotes what is no text
         raise damaged(name, f"OpenVINO says: {_short(error)}") from error
     session.weights = file  # which the model reads for as long as it is there
@@ -99,17 +115,16 @@ def open_session(file: OpenvinoFile | OnnxFile, size: tuple[int, int], setting: 
 
 
 def open_model(
-    model: Any, precision: str, size: tuple[int, int], setting: Setting, core: Any = None, name: str = "the model"
+    model: Any, precision: str, size: tuple[int, int], setting: Setting, name: str = "the model"
 ) -> OpenvinoSession:
     """The same of an openvino.Model, which is changed: it takes images of this size afterwards."""
-    core = core or openvino.Core()
     inputs, outputs = ([name for port in ports for name in port.get_names()] for ports in (model.inputs, model.outputs))
     if IMAGES not in inputs or len(model.inputs) != 1 or LOGITS not in outputs:
         raise damaged(name, f"it takes {inputs[:5]} and gives {outputs[:5]}, not {IMAGES!r} and {LOGITS!r}")
-    return OpenvinoSession(core, model, size, setting, _precision(core, precision, setting.precision), name)
+    return OpenvinoSession(model, size, setting, _precision(precision, setting.precision), name)
 
 
-def _precision(core: Any, stored: str, asked: str) -> str:
+def _precision(stored: str, asked: str) -> str:
     """What OpenVINO is told to calculate in; bfloat16 where the processor has it."""
     if asked == "int8" and stored != "int8":
         raise UsageError(
@@ -117,7 +132,7 @@ def _precision(core: Any, stored: str, asked: str) -> str:
             "vitrail export RUN --to openvino --precision int8",
         )  # fmt: skip
     hint = _HINTS[stored if asked == "auto" else asked]
-    if hint == "bf16" and not has_bfloat16(core):
+    if hint == "bf16" and not has_bfloat16():
         global _told
         if not _told and "int8" not in (asked, stored):
             print("this processor has no bfloat16: float32 is used, which is as exact and slower", file=sys.stderr)
@@ -126,9 +141,9 @@ def _precision(core: Any, stored: str, asked: str) -> str:
     return hint
 
 
-def has_bfloat16(core: Any = None) -> bool:
+def has_bfloat16() -> bool:
     """Whether OpenVINO multiplies bfloat16 on this processor."""
-    return "BF16" in (core or openvino.Core()).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _short(error: Exception) -> str:

@@ -154,11 +154,10 @@ def _with_quantisers(model: Any, images: NDArray[Any], smoothing: float | None) 
 def compiled(model: Any, exact: bool, name: str = LOGITS) -> Logits:
     """One answer of an openvino.Model; `exact` in float32, otherwise as it is deployed, in bfloat16 where there is any."""
     silence()
-    import openvino
+    from vitrail.deployment.engine_openvino import core, has_bfloat16
 
-    core = openvino.Core()
-    hint = "f32" if exact or "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "bf16"
-    ready = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    hint = "f32" if exact or not has_bfloat16() else "bf16"
+    ready = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
     answer = ready.output(name)
 
     def logits(images: NDArray[Any]) -> NDArray[np.float32]:
