@@ -36,6 +36,8 @@ from vitrail.deployment.classifier import Classifier
 from vitrail.evaluation.accuracy import outcome
 from vitrail.evaluation.significance import bootstrap
 from vitrail.memory import Usage
+from vitrail.model.heads import LinearHead, TwoHeads
+from vitrail.model.pools import DistilledToken
 from vitrail.model.vit import ViTConfig
 from vitrail.objectives.averaging import Averaged
 from vitrail.objectives.distillation import Distillation
@@ -62,6 +64,20 @@ def block(**parts: Any) -> Change:
         return replace(run, model=replace(run.model, block=replace(run.model.block, **parts)))
 
     return change
+
+
+def head(bias: float) -> Change:
+    return lambda run: replace(
+        run, model=replace(run.model, head=LinearHead(run.model.head.classes, bias)), objective=Supervised("sigmoid")
+    )
+
+
+def two_tokens(teacher: str) -> Change:
+    """DeiT's: a second token with a head of its own, which learns the teacher's answers."""
+    return lambda run: replace(
+        run, objective=Distillation(teacher, "hard"),
+        model=replace(run.model, pool=DistilledToken(), head=TwoHeads(run.model.head.classes)),
+    )  # fmt: skip
 
 
 def transform(*more: Transform) -> Change:
@@ -92,6 +108,9 @@ FROM_SCRATCH: dict[str, Change] = {
     "balanced sampling": changed(sampling=Balanced()),
     "class weights": lambda run: run,  # made by `blocks`, which knows the counts
     "no mirror, no shift or crop": augmentation(transforms=()),
+    "sigmoid": head(0.0),
+    "sigmoid, head bias -6.9": head(-6.9),
+    "no clipping of the gradient": lambda run: replace(run, training=replace(run.training, clip=None)),
     "linear schedule": changed(schedule=Linear()),
     "AdamW 0.003 for Muon": changed(optimizer=AdamW(3e-3, 0.05)),
     "Lion 0.0003 for Muon": changed(optimizer=Lion(3e-4, 0.5)),
@@ -121,6 +140,7 @@ def blocks(source: Source, tuned: bool, teacher: str | None) -> dict[str, Change
         taught = {
             "distillation, soft": changed(objective=Distillation(teacher, "soft", 2.0)),
             "distillation, hard": changed(objective=Distillation(teacher, "hard")),
+            "distillation, hard, DeiT's token": two_tokens(teacher),
         }
     return {**FROM_SCRATCH, "class weights": changed(objective=weighted), **taught}
 
