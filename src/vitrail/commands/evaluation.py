@@ -61,7 +61,8 @@ def run_evaluation(
     if opened:
         source.split(split)  # VT010, there is none of this name
     second = None if beside is None else load(beside, None, machine.torch_device, None)
-    way = (engine, precision) if (engine, precision) not in PLAIN and not is_exported(model) else ()
+    plain = (engine, precision) in PLAIN or is_exported(model)
+    way = () if plain else ("pytorch" if engine == "auto" else engine, precision)
     request = Request(model, predictor, source, data, split, beside=second, other=beside, way=way)
     folder = out or (model if is_run else None)
     records = {}
@@ -88,7 +89,7 @@ def _accuracy(request: Request, folder: Path | None) -> dict[str, Any]:
     if isinstance(predictor, Exported):
         summary |= {"engine": predictor.engine, "precision": predictor.precision}
     elif request.way:
-        summary |= {"engine": "pytorch" if request.way[0] == "auto" else request.way[0], "precision": request.way[1]}
+        summary |= {"engine": request.way[0], "precision": request.way[1]}
     if split != "train" and not data:
         train = Pictures(source.split("train"), predictor.preprocessing).check().without_bad()
         known = source.splits.get("val")  # none where it has joined train

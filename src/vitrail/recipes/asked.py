@@ -68,6 +68,15 @@ def _numbers(text: str | None) -> list[float]:
 def plan_run(data: str, asked: Asked = Asked()) -> tuple[Source, Run]:
     """The source and the complete run that a command means; nothing is written."""
     source = _opened(data, asked)
+    run = _as_asked(_of_recipe(source, asked), source, asked)
+    _demand_possible(run, source)
+    if run.data.split_seed != 0:
+        source = _opened(data, asked, run.data.split_seed)
+    return source, run
+
+
+def _of_recipe(source: Source, asked: Asked) -> Run:
+    """The recipe's own run."""
     recipes = RECIPES if asked.weights is None else TRANSFERS
     name = asked.recipe or next(iter(recipes))
     if name in TRANSFERS and asked.weights is None:
@@ -80,25 +89,30 @@ def plan_run(data: str, asked: Asked = Asked()) -> tuple[Source, Run]:
         )
     if name not in recipes:
         raise UsageError("VT005", f"there is no recipe {name!r}", nearest(name, (*RECIPES, *TRANSFERS)))
-    start = asked.model if asked.weights is None else asked.weights
-    run = recipes[name](source, start, asked.image_size)
+    return recipes[name](source, asked.model if asked.weights is None else asked.weights, asked.image_size)
+
+
+def _as_asked(run: Run, source: Source, asked: Asked) -> Run:
+    """The run with what the command changes, and what follows from that."""
+    epochs, batch = run.training.epochs, run.training.batch_size
     if asked.rates:
         run = replace(run, grid=Grid(asked.rates), data=replace(run.data, everything=True))
-    epochs, batch = run.training.epochs, run.training.batch_size
     run = replace(run.changed(_weighed(asked.settings, source)), time_limit=asked.time_limit)
+    # A warm-up in steps stays as long a part of the run.
     share = run.training.epochs / epochs * batch / run.training.batch_size
     if share != 1 and not any(name.startswith("schedule") for name in asked.settings):
-        run = replace(
-            run, schedule=run.schedule.scaled(share)
-        )  # a warm-up in steps, as long a part of the run as before
+        run = replace(run, schedule=run.schedule.scaled(share))
     if run.training.epochs != epochs:  # the recipe's reason is one no longer
         run = replace(run, why=tuple(reason for reason in run.why if not reason.startswith(f"{epochs:.0f} epochs:")))
     if asked.rates:  # until one is chosen
         run = run.rated(asked.rates[0])
-    if (
-        "model.head" in asked.settings and "model.head.classes" not in asked.settings
-    ):  # another head, for the same classes
+    # Another head, for the same classes.
+    if "model.head" in asked.settings and "model.head.classes" not in asked.settings:
         run = replace(run, model=replace(run.model, head=replace(run.model.head, classes=len(source.classes))))  # type: ignore[type-var]
+    return run
+
+
+def _demand_possible(run: Run, source: Source) -> None:
     if run.tuning == Frozen():
         raise UsageError("VT003", "tuning=frozen, and nothing is named that is frozen", "how many of the first blocks, or parts",
                          """--set tuning.layers=6, or --set 'tuning.parts=["tokenizer"]'""")  # fmt: skip
@@ -107,12 +121,9 @@ def plan_run(data: str, asked: Asked = Asked()) -> tuple[Source, Run]:
                          "leave objective.loss out: the data decide")  # fmt: skip
     if run.model.head.classes != len(source.classes):
         raise UsageError(
-            "VT003", f"model.head.classes is {run.model.head.classes}, {data} has {len(source.classes)} classes",
+            "VT003", f"model.head.classes is {run.model.head.classes}, {source.name} has {len(source.classes)} classes",
             "leave it out: the data decide",
         )  # fmt: skip
-    if run.data.split_seed != 0:
-        source = _opened(data, asked, run.data.split_seed)
-    return source, run
 
 
 def _labels_of(run: Run) -> Supervised:
