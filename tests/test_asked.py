@@ -100,6 +100,16 @@ def test_what_settings_cannot_say(pictures, settings, says):
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [("--epochs=3", "training.epochs=5"), ("--batch-size=8", "training.batch_size=8"), ("--lr=0.1", "optimizer.lr=0.2"),
+     ("--lr=0.1,0.2", "optimizer.lr=0.2")],
+)  # fmt: skip
+def test_a_flag_and_a_setting_that_say_the_same(pictures, vitrail_command, flag, key):
+    found = vitrail_command("train", pictures, flag, "--set", key, "--plan")
+    assert found.status == 2 and flag.split("=")[0] in found.err and f"--set {key}" in found.err
+
+
 def test_a_model_is_not_asked_beside_weights(run):
     with pytest.raises(UsageError, match="--model ViT-B/16 with --weights"):
         Asked(model="ViT-B/16", weights=str(run))

@@ -117,12 +117,11 @@ def train(
     from vitrail.training.trackers import named
 
     trackers = named(track) if track is not None else ()
-    settings = {"training.seed": str(seed), **assignments(set_)}
     rates = parse_rates(lr)
     rate = rates[0] if len(rates) == 1 else None
-    for key, value in (("training.epochs", epochs), ("training.batch_size", batch_size), ("optimizer.lr", rate)):
-        if value is not None:
-            settings[key] = str(value)
+    said = assignments(set_, epochs=("training.epochs", epochs), batch_size=("training.batch_size", batch_size),
+                       lr=("optimizer.lr", rate))  # fmt: skip
+    settings = {"training.seed": str(seed), **said}
     several = rates if len(rates) > 1 else ()
     asked = Asked(recipe, model, weights, parse_size(image_size), settings, several, parse_time(time_limit))
     machine = Machine(device=device, workers=workers, trackers=trackers)

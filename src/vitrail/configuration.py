@@ -282,12 +282,22 @@ def parse_time(text: str | None) -> float | None:
     return float(seconds)
 
 
-def assignments(texts: list[str]) -> dict[str, str]:
-    """What `--set KEY=VALUE` says, for `changed`."""
+def assignments(texts: list[str], **flags: tuple[str, object]) -> dict[str, str]:
+    """What `--set KEY=VALUE` says, for `changed`, and what flags of their own say, each a key and its value or None.
+
+    Raises:
+        UsageError: VT002, no KEY=VALUE, or a key that a flag says too.
+    """
     pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise UsageError("VT002", f"--set {text}", "KEY=VALUE, e.g. --set training.clip=0.5")
         pairs[key] = value
+    for flag, (key, said) in flags.items():
+        if said is not None and key in pairs:
+            name, value = "--" + flag.replace("_", "-"), str(said).removesuffix(".0")
+            raise UsageError("VT002", f"{name} {value} and --set {key}={pairs[key]}", f"one of them: {name} sets {key}")
+        if said is not None:
+            pairs[key] = str(said)
     return pairs

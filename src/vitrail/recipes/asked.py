@@ -43,6 +43,9 @@ class Asked:
         if len(set(self.rates)) < len(self.rates) or len(self.rates) > MOST_RATES:
             raise UsageError("VT002", f"--lr {','.join(f'{rate:g}' for rate in self.rates)}",
                              f"at most {MOST_RATES} rates, each of them once")  # fmt: skip
+        if self.rates and "optimizer.lr" in self.settings:
+            raise UsageError("VT002", f"--lr with several rates and --set optimizer.lr={self.settings['optimizer.lr']}",
+                             "one of them: --lr tries each of its rates")  # fmt: skip
         if self.model is not None and self.weights is not None:
             raise UsageError("VT002", f"--model {self.model} with --weights {self.weights}", "one of them: weights have a model",
                              "leave --model out")  # fmt: skip
