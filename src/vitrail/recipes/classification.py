@@ -133,7 +133,7 @@ def fine_tune(source: Source, weights: str, image_size: tuple[int, int] | None =
     in the paper: --set keep_classes=false.
     Cost: some 20,000 examples, minutes for a small model; `--plan` measures it. Measured with a ViT-S/14: ten kinds of clip
     art, four epochs (n = 692), at 56 px 74.4 ± 0.2 %, at 98 px 79.2 ± 0.4 % (mean and standard deviation of seeds 0, 1, 2),
-    where all weights by SGD reach 60.1 % in three (one seed); fashion-mini at 56 px, two epochs (n = 2,000), 86.7 %
+    where all weights by SGD reach 59.5 ± 1.5 % at 56 px in three; fashion-mini at 56 px, two epochs (n = 2,000), 86.7 %
     (85.1-88.1), by SGD 76.6 % (74.7-78.4). Published, by the paper's longer training (vitrail recipes paper-fine-tuning):
     Pets 94.43 %, Flowers 99.38 % with B/16.
     """

@@ -85,8 +85,8 @@ def paper_fine_tuning(source: Source, weights: str, image_size: tuple[int, int] 
     Polyak averaging, as in table 2: --set objective=averaged --set objective.warmup=false.
     Cost: `--plan` measures it. Published for B/16 of ImageNet-21k (table 5): ImageNet 83.97 %, CIFAR-10 98.95 %,
     CIFAR-100 91.67 %, Pets 94.43 %, Flowers 99.38 %; mean ± deviation of three runs for L/16 in table 2. Measured in small:
-    a network of 64 px on to 96x128 px, ten kinds of clip art, 139 steps of 128, 72.8 % (95 % CI 69.4-76.0, one seed,
-    n = 692); at full size not run here.
+    a network of 64 px on to 96x128 px, ten kinds of clip art, 139 steps of 128, 73.7 ± 1.1 % (mean and
+    standard deviation of seeds 0, 1, 2; n = 692); at full size not run here.
     """
     checkpoint = read(weights)
     seen = look(source.split("train"))
