@@ -69,6 +69,19 @@ def test_the_newest_two_and_the_best_are_kept(checkpoints):
     assert names(checkpoints) == ["best", "latest", "step-10", "step-6"]
 
 
+def test_damaged_states_ahead_take_no_place_of_new_ones(tmp_path):
+    """Of two newest states that were damaged the run falls back to the best; what it saves from there on is kept."""
+    for step in (2, 8, 9):
+        state.save(tmp_path, example(step, 2), write_model)
+    for step in (8, 9):
+        truncate(tmp_path / f"step-{step}" / "training.safetensors")
+    assert state.load(tmp_path)[0].step == 2
+    assert state.save(tmp_path, example(4, 2), write_model).is_dir()
+    assert (tmp_path / "latest").read_text() == "step-4\n" and state.load(tmp_path)[0].step == 4
+    state.save(tmp_path, example(5, 2), write_model)
+    assert names(tmp_path) == ["best", "latest", "step-2", "step-4", "step-5"]
+
+
 def test_the_manifest_lists_every_file_with_size_and_hash(checkpoints):
     place = checkpoints / "step-3"
     manifest = json.loads((place / "MANIFEST.json").read_text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class State:
 
 
 def save(folder: Path, state: State, write_model: Callable[[Path], None]) -> Path:
-    """Writes `folder`/step-N, then points `latest` at it and `best` at the best; older states go last.
+    """Writes `folder`/step-N, then points `latest` at it and `best` at the best; other states go last.
 
     Args:
         folder: the run's `checkpoints`.
@@ -49,7 +49,7 @@ def save(folder: Path, state: State, write_model: Callable[[Path], None]) -> Pat
     with explained(folder):
         target = _write(folder, state, write_model)
         point(folder, state)
-        _prune(folder)
+        _prune(folder, state.step)
     return target
 
 
@@ -74,7 +74,7 @@ def point(folder: Path, state: State) -> None:
 def load(folder: Path) -> tuple[State | None, list[str]]:
     """The newest whole state, or None, and why newer ones were passed over."""
     passed: list[str] = []
-    for place in _steps(folder):
+    for place in _steps(folder).values():
         problem = damage(place)
         if problem is None:
             facts = read_json(place / "training.json")
@@ -162,16 +162,19 @@ def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: Mapping
         optimizer.load_state_dict(described)
 
 
-def _steps(folder: Path) -> Iterator[Path]:
-    numbered = [(int(p.name[5:]), p) for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdecimal()]
-    yield from (place for _, place in sorted(numbered, reverse=True))
+def _steps(folder: Path) -> dict[int, Path]:
+    """The saved states by their steps, the newest first."""
+    numbered = {int(p.name[5:]): p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdecimal()}
+    return dict(sorted(numbered.items(), reverse=True))
 
 
-def _prune(folder: Path) -> None:
-    """Keeps the newest states and the best one."""
+def _prune(folder: Path, newest: int) -> None:
+    """Keeps the newest states and the best one. What is ahead of `newest` was passed over, and is made again."""
     best = (folder / "best").read_text().strip()
-    for place in list(_steps(folder))[KEEP:]:
-        if place.name != best:
+    places = _steps(folder)
+    kept = [step for step in places if step <= newest][:KEEP]
+    for step, place in places.items():
+        if step not in kept and place.name != best:
             shutil.rmtree(place)
 
 
