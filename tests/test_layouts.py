@@ -11,6 +11,7 @@ from vitrail.data import vtab
 from vitrail.data.matfile import read_mat
 from vitrail.data.sources import open_source, rows_of
 from vitrail.errors import DataError
+from vitrail.recipes.asked import Asked, plan_run
 
 RANDOM = np.random.default_rng(3)
 WNIDS = ("n01440764", "n01443537", "n02084071")
@@ -275,6 +276,12 @@ def test_a_task_of_vtab(tmp_path):
     assert source.classes == ("0", "1", "2") and source.origin["val"] == "val200.txt"
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 2, "val": 1, "test": 1}
     assert truth(source, "test") == {"images/d e.png": "1"} and source.split("test").read(0, 3)[0, 0, 0] == ord("d")
+
+
+def test_a_task_of_vtab_whose_class_has_no_training_image_can_be_trained_on(tmp_path):
+    data, balanced = str(task(tmp_path)), {"objective.class_weights": "balanced"}
+    weights = [plan_run(data, Asked(settings=settings))[1].objective.class_weights for settings in ({}, balanced)]
+    assert weights == [(), (1, 0, 1)]
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,7 @@ def test_class_weights_equal_pytorchs():
     weights = balanced_weights([4, 2, 1])
     assert weights == pytest.approx((7 / 12, 7 / 6, 7 / 3))
     assert sum(n * w for n, w in zip([4, 2, 1], weights, strict=True)) == pytest.approx(7)
+    assert balanced_weights([4, 0, 2, 1]) == pytest.approx((7 / 12, 0, 7 / 6, 7 / 3))
     for smoothing in (0.0, 0.2):
         ours = Supervised("softmax", smoothing, weights).losses(logits, torch.eye(3)[classes])
         theirs = F.cross_entropy(logits, classes, torch.tensor(weights), label_smoothing=smoothing, reduction="none")

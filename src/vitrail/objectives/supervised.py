@@ -86,9 +86,12 @@ def judged(
 
 
 def balanced_weights(counts: Sequence[int]) -> tuple[float, ...]:
-    """count of all / (classes * count of the class): every class counts alike, and 1 on average over the images."""
-    total = sum(counts)
-    return tuple(total / (len(counts) * count) for count in counts)
+    """count of all / (classes * count of the class): every class counts alike, and 1 on average over the images.
+
+    A class without images, as some data sets list, weighs 0 and is not counted.
+    """
+    total, present = sum(counts), sum(count > 0 for count in counts)
+    return tuple(total / (present * count) if count else 0.0 for count in counts)
 
 
 def _margins(logits: Float[Tensor, "batch classes"], labels: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
