@@ -23,6 +23,7 @@ from vitrail.data.batches import Batch, Pictures, StepBatches
 from vitrail.data.order import Order, Shuffled
 from vitrail.data.sources import open_source
 from vitrail.errors import DataError, Interrupted, VitrailError
+from vitrail.evaluation.accuracy import Outcome
 from vitrail.objectives.supervised import Step, Supervised, SupervisedObjective
 from vitrail.preprocessing import Preprocessing
 from vitrail.training import loop
@@ -74,6 +75,15 @@ def test_label_smoothing_by_hand():
     step = loss_of(Supervised("softmax", smoothing), logits, labels)
     assert step.loss.item() == pytest.approx(-(targets * log_shares).sum(), rel=1e-6)
     assert step.metrics["top1"].item() == 1  # of the two, the second is right
+
+
+def test_an_answer_that_is_one_of_several_labels_is_right():
+    """As evaluation counts it; without a label nothing is right, and of a mixed image the larger share is."""
+    logits = np.array([[0.0, 2.0, 1.0], [2.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    labels = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 0]])
+    step = loss_of(Supervised("sigmoid"), logits, labels)
+    assert step.metrics["top1"] == Outcome(("a", "b", "c"), logits, labels, ("x", "y", "z"), True).hits(1) == 1
+    assert loss_of(Supervised(), logits[:2], [[0, 0.3, 0.7], [0.6, 0, 0.4]]).metrics["top1"] == 1
 
 
 def test_a_sample_of_weight_zero_counts_for_nothing():

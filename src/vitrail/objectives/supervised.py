@@ -79,8 +79,12 @@ class SupervisedObjective(ObjectiveModule):
 def judged(
     losses: Float[Tensor, " batch"], logits: Float[Tensor, "batch classes"], batch: Batch, one_class: bool
 ) -> Step:
-    """The losses summed, top-1, and margins where each sample has one class."""
-    hits = (logits.argmax(dim=1) == batch.labels.argmax(dim=1)).float()
+    """The losses summed, top-1, and margins where each sample has one class.
+
+    As in evaluation an answer is right that is one of several labels; of a mixed image, the one with the larger share.
+    """
+    shares = batch.labels.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
+    hits = ((shares > 0) & (shares == batch.labels.amax(dim=1))).float()
     margins = _margins(logits.detach(), batch.labels) if one_class else None
     return Step((losses * batch.weights).sum(), {"top1": (hits * batch.weights).sum().detach()}, margins)
 
