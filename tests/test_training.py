@@ -23,7 +23,7 @@ from vitrail.data.batches import Batch, Pictures, StepBatches
 from vitrail.data.order import Order, Shuffled
 from vitrail.data.sources import open_source
 from vitrail.errors import DataError, Interrupted, VitrailError
-from vitrail.evaluation.accuracy import Outcome
+from vitrail.evaluation.accuracy import Accuracy, Outcome
 from vitrail.objectives.supervised import Step, Supervised, SupervisedObjective
 from vitrail.preprocessing import Preprocessing
 from vitrail.training import loop
@@ -313,6 +313,15 @@ def test_evaluations_are_spread_evenly_and_include_the_end(pictures, tmp_path):
     tiny.tiny(pictures, tmp_path / "run", training__evaluations=5, training__epochs=2.5)
     steps = [record["step"] for record in tiny.records(tmp_path / "run") if "val/top1" in record]
     assert steps == [2, 4, 6, 8, 10]
+
+
+def test_an_evaluator_may_have_no_number(pictures, tmp_path, monkeypatch):
+    """What is NaN is left out of the log and of the state, neither of which is JSON with it; the run goes on."""
+    monkeypatch.setattr(Accuracy, "run", lambda self, predictor: iter([("val/top1", 0.5), ("val/loss", math.nan)]))
+    tiny.tiny(pictures, tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "checkpoints" / "step-12" / "training.json").read_text())
+    assert facts["facts"] == {"val/top1": 0.5}
+    assert not any("val/loss" in record for record in tiny.records(tmp_path / "run"))
 
 
 def test_plain_lines_tell_speed_waiting_memory_and_time_left(pictures, tmp_path, monkeypatch, capsys):

@@ -89,7 +89,7 @@ class Choosing:
             if error.code != "VT080":
                 raise
             return {"diverged": trainer.step}
-        return {name: value for name, value in trainer.facts.items() if math.isfinite(value)}
+        return dict(trainer.facts)
 
 
 def trial_of(whole: Run, rate: float, count: int, fewer: int) -> Run:

@@ -230,13 +230,14 @@ class Trainer:
         self._check_weights()
         self.parts.objective.eval()
         try:
-            self.facts = self.parts.evaluate()
+            found = self.parts.evaluate()
         except VitrailError as error:
             if error.code == "VT044":  # finite weights, answers that are none
                 raise self._not_a_number(error.what, error.expected) from error
             raise
+        self.facts = {name: value for name, value in found.items() if math.isfinite(value)}  # JSON has no NaN
         if self.facts:  # none where no image was held out
-            self._log({name: value for name, value in self.facts.items() if math.isfinite(value)})
+            self._log(self.facts)
         self.progress.evaluated(self.step, self.facts)
 
     def _check_weights(self) -> None:
