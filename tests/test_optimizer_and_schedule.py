@@ -83,7 +83,7 @@ def test_stairs_equal_the_hyperrule():
     ("kind", "field", "value"),
     [
         (ReciprocalSquareRoot, "timescale", 0.0), (ReciprocalSquareRoot, "cooldown", -1.0), (Stairs, "drop", 2.0),
-        (Stairs, "milestones", (0.5, 0.0)), (Constant, "warmup", -1.0),
+        (Stairs, "milestones", (0.5, 0.0)), (Constant, "warmup", -1.0), (Linear, "end", -0.1), (Linear, "end", float("nan")),
     ],
 )  # fmt: skip
 def test_impossible_schedules_are_refused(kind, field, value):
@@ -323,6 +323,7 @@ def test_muon_owns_the_matrices_of_the_blocks_and_adamw_the_rest():
         *[(AdamW, "lr", -1.0), (SGD, "momentum", -0.1), (Muon, "adam_lr", float("inf")), (Muon, "weight_decay", -1.0)],
         *[(AdamW, "betas", (0.9, 1.0)), (Muon, "adam_betas", (-0.1, 0.9)), (SGD, "lr", float("nan"))],
         *[(Lion, "betas", (1.0, 0.9)), (LayerDecay, "decay", 0.0), (AdamW, "head_decay", -1.0)],
+        *[(SGD, "momentum", 1.0), (Adafactor, "momentum", 1.5)],
     ],
 )
 def test_impossible_rates_are_refused(kind, field, value):

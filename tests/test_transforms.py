@@ -18,6 +18,7 @@ from vitrail.data.transforms import (
     Shift,
     augment,
 )
+from vitrail.errors import UsageError
 from vitrail.preprocessing import Preprocessing
 
 RANDOM = np.random.default_rng(11)
@@ -300,3 +301,25 @@ def test_random_erasing_happens_as_often_as_it_is_said():
     lost = [not np.array_equal(erase(given, draws, preprocessing()), given) for draws in RANDOM.random((2000, 6))]
     assert stats.binomtest(sum(lost), 2000, 0.3).pvalue > 0.001
     assert np.array_equal(RandomErasing(0.0)(given, np.zeros(6), preprocessing()), given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        *[(RandAugment, "layers", -1), (RandAugment, "magnitude", -1.0), (RandAugment, "magnitude", float("nan"))],
+        *[
+            (Shift, "share", -0.1),
+            (Shift, "share", 1.1),
+            (RandomCrop, "share", 0.0),
+            (RandomErasing, "probability", 1.1),
+        ],
+        *[
+            (RandomErasing, "max_area", 0.01),
+            (RandomResizedCrop, "min_area", 0.0),
+            (RandomResizedCrop, "max_aspect", 0.5),
+        ],
+    ],
+)
+def test_impossible_transforms_are_refused(kind, field, value):
+    with pytest.raises(UsageError, match=f"{field} is"):
+        kind(**{field: value})

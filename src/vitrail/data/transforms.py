@@ -82,10 +82,13 @@ class RandomCrop(Transform):
 
 @dataclass(frozen=True)
 class Shift(Transform):
-    """Moved by up to `share` of each side; what comes in repeats the border."""
+    """Moved by up to `share` of each side, or by a pixel where that is more; what comes in repeats the border."""
 
     share: float = 0.04
     num_draws = 2
+
+    def __post_init__(self) -> None:
+        require(0 <= self.share <= 1, "shift.share", self.share, "0 to 1")
 
     def __call__(self, picture: Picture, draws: Draws, preprocessing: Preprocessing) -> Picture:
         height, width = picture.shape[:2]
@@ -117,6 +120,10 @@ class RandAugment(Transform):
 
     layers: int = 2
     magnitude: float = 10.0
+
+    def __post_init__(self) -> None:
+        require(self.layers >= 0, "rand-augment.layers", self.layers, "0 or more")
+        require(0 <= self.magnitude < math.inf, "rand-augment.magnitude", self.magnitude, "zero or a positive number")
 
     @property
     def num_draws(self) -> int:  # type: ignore[override]

@@ -70,7 +70,7 @@ class SGD(Optimizer):
     buffer: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        _check(self, ("lr", "momentum", "weight_decay"))
+        _check(self, ("lr", "weight_decay"))
 
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
         rule: Any = torch.optim.SGD if self.buffer == "float32" else RoundedMomentum
@@ -103,7 +103,7 @@ class Adafactor(Optimizer):
     head_decay: float | None = None
 
     def __post_init__(self) -> None:
-        _check(self, ("lr", "weight_decay", "momentum", "head_decay"))
+        _check(self, ("lr", "weight_decay", "head_decay"))
 
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
         groups = _decay_groups(model, self.weight_decay, self.head_decay)
@@ -189,6 +189,8 @@ def _check(optimizer: Optimizer, names: tuple[str, ...]) -> None:
         value, rate = getattr(optimizer, name), name.endswith("lr")
         good = value is None or ((value > 0 if rate else value >= 0) and value < math.inf)
         require(good, f"optimizer.{name}", value, "a positive number" if rate else "zero or a positive number")
+    momentum = getattr(optimizer, "momentum", 0.0)
+    require(0 <= momentum < 1, "optimizer.momentum", momentum, "0 to less than 1")
     for name in ("betas", "adam_betas"):
         value = getattr(optimizer, name, ())
         require(all(0 <= beta < 1 for beta in value), f"optimizer.{name}", value, "two numbers, 0 to less than 1")

@@ -63,6 +63,7 @@ class Linear(Schedule):
 
     def __post_init__(self) -> None:
         _check_warmup(self.warmup)
+        require(0 <= self.end < math.inf, "schedule.end", self.end, "zero or a positive number, a share of the rate")
 
     def factor(self, step: int, total: int) -> float:
         rise, progress = _warmed(step, total, self.warmup)
