@@ -128,6 +128,34 @@ def test_the_average_equals_its_formula(warmup):
     assert objective(given).loss == Supervised().build(student, PREPROCESSING)(given).loss
 
 
+def test_the_loop_moves_the_average_after_every_update(pictures, tmp_path, monkeypatch):
+    """What a run exports is the average of the weights that learnt, step by step in float64."""
+    seen, update = [], Trainer._update
+
+    def listening(self, batch):
+        learns = self.parts.objective.objective.backbone.state_dict()
+        seen[:] = seen or [{name: value.double() for name, value in learns.items()}]
+        update(self, batch)
+        seen.append({name: value.double() for name, value in learns.items()})
+
+    monkeypatch.setattr(Trainer, "_update", listening)
+    changes = {"objective": "averaged", "objective.decay": "0.7", "objective.warmup": "false"}
+    tiny.tiny(pictures, tmp_path / "run", training__evaluations=1, **changes)
+    average, *later = seen
+    assert len(later) == 12
+    for weights in later:
+        average = {name: 0.7 * value + 0.3 * weights[name] for name, value in average.items()}
+    for name, value in read(tmp_path / "run").weights.items():
+        np.testing.assert_allclose(value, average[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("outer", [Averaged, SharpnessAware])
+def test_what_is_wrapped_hears_of_every_step(outer):
+    objective = outer(Averaged()).build(vit(), PREPROCESSING)
+    objective.after_step()
+    assert objective.objective.updates == 1
+
+
 def test_sharpness_equals_its_formula():
     """Foret et al., eq. 2 and 3: the gradient at w + rho g / |g|, by moving the weights by hand."""
     student, given = vit(3), batch()
