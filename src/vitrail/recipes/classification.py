@@ -92,7 +92,7 @@ def from_scratch_small(source: Source, model: str | None = None, image_size: tup
     """
     base = from_scratch(source, model, image_size)
     config, side = base.model, max(base.model.image_size)
-    patch = 4 if side <= 32 else 8
+    patch = 2 if side <= 12 else 4 if side <= 32 else 8
     if model is None and isinstance(config, ViTConfig) and all(length % patch == 0 for length in config.image_size):
         config = replace(config, tokenizer=LinearPatches((patch, patch), base.preprocessing.channels))
     epochs = float(min(300, max(20, round(LONG / len(source.split("train"))))))
