@@ -315,6 +315,20 @@ def test_muon_owns_the_matrices_of_the_blocks_and_adamw_the_rest():
     assert {id(p) for p in muon.param_groups[0]["params"]} == hidden and len(hidden) == 2 * 4
     assert set_factor([muon, adamw], 0.5) == pytest.approx(0.01)
     assert adamw.param_groups[0]["lr"] == pytest.approx(0.0005)
+    assert muon.param_groups[0]["weight_decay"] == 0.05 and adamw.param_groups[0]["weight_decay"] == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "kept"), [((32, 40), {"rows", "cols"}), ((40, 31), {"squares"}), ((64,), {"squares"})]
+)
+def test_adafactor_keeps_vectors_of_matrices_whose_sides_are_at_least_32(shape, kept):
+    model = nn.ModuleDict({"part": nn.ParameterList([nn.Parameter(torch.ones(shape))])})
+    (optimizer,) = Adafactor().build(model)
+    (parameter,) = model.parameters()
+    parameter.grad = torch.ones(shape)
+    optimizer.step()
+    state = optimizer.state[parameter]
+    assert state.keys() == {"step", "momentum", *kept} and state["momentum"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

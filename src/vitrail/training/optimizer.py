@@ -115,7 +115,8 @@ class Muon(Optimizer):
     """Muon for the matrices of the encoder's blocks (torch.optim.Muon), AdamW for everything else.
 
     Everything else: the patch embedding, a stem's convolutions, norms, biases, positions, tokens and the head. A ResNet
-    has no blocks, so that nothing would be Muon's: it is refused, and AdamW or SGD moves it.
+    has no blocks, so that nothing would be Muon's: it is refused, and AdamW or SGD moves it. `weight_decay` is of Muon's
+    matrices alone; what AdamW moves does not decay.
 
     In few epochs from scratch it is far ahead of AdamW: docs/log.md has the comparison.
     """
