@@ -77,6 +77,14 @@ def test_one_of_two_by_a_coin():
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
 
 
+def test_the_coin_says_nothing_of_the_share():
+    """Either of the two draws by another seed than the coin's, from which its share would follow."""
+    images, targets = torch.arange(8.0).reshape(2, 1, 2, 2), torch.eye(2)
+    for seed in range(20):
+        either = EitherMixing(Mixup(1.0), Mixup(1.0))(images, targets, seed)[1]
+        assert not torch.equal(either, Mixup(1.0)(images, targets, seed)[1])
+
+
 @pytest.mark.parametrize("kind", [Mixup, CutMix])
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan")])
 def test_impossible_mixing_is_refused(kind, alpha):

@@ -94,6 +94,15 @@ def test_distillation_equals_its_formula(teacher, kind, two):
     assert all(parameter.grad is not None for parameter in student.parameters())
 
 
+def test_a_teacher_answers_as_it_is_evaluated(teacher):
+    """Whatever it was trained with: the loop's train() does not wake its dropout."""
+    objective = Distillation(str(teacher[0]), weight=1.0).build(vit(1), PREPROCESSING, CLASSES)
+    objective.teacher.register_module("dropped", torch.nn.Dropout(0.5))
+    objective.teacher.register_forward_hook(lambda module, given, answer: module.dropped(answer))
+    given = batch()
+    assert objective.train()(given).loss == objective.eval()(given).loss and not objective.teacher.dropped.training
+
+
 def test_a_teacher_that_does_not_fit_is_refused(teacher, tmp_path):
     path = str(teacher[0])
     with pytest.raises(UsageError, match="does not know 1 of 4 classes, such as d"):
@@ -181,6 +190,13 @@ def test_sharpness_equals_its_formula():
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-5)
         moved = max(moved, (parameter.grad - gradients[name]).abs().max())
     assert moved > 0.1  # far from the plain gradient
+
+
+def test_sharpness_lets_be_what_has_no_part_in_the_loss():
+    student = vit(3)
+    student.idle = torch.nn.Parameter(torch.ones(2))
+    SharpnessAware().build(student, PREPROCESSING)(batch()).loss.backward()
+    assert student.idle.grad is None or not student.idle.grad.any()
 
 
 def test_class_weights_equal_pytorchs():

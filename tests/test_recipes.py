@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +12,17 @@ from safetensors.torch import load_file
 import tiny
 from vitrail.cli import app
 from vitrail.data.mixing import CutMix, EitherMixing, Mixup
+from vitrail.data.sources import open_source
 from vitrail.data.transforms import RandAugment
 from vitrail.errors import UsageError
 from vitrail.model.pools import AttentionPool, GlobalAverage
 from vitrail.objectives.averaging import Averaged
 from vitrail.recipes.catalogue import RECIPES, TRANSFERS
 from vitrail.recipes.execute import Asked, plan_run
+from vitrail.recipes.paper import warm_up
 from vitrail.recipes.run import AUGREG, Augmentation
 from vitrail.training.optimizer import SGD, AdamW, LayerDecay
+from vitrail.training.precision import best_precision
 from vitrail.training.schedule import Cosine, Linear, ReciprocalSquareRoot, Stairs
 
 OWN = {"from-scratch", "from-scratch-small", "demo", "fashion-mnist", "fine-tune"}  # tested with the verbs
@@ -256,3 +260,21 @@ def test_blocks_compose(run, pictures, tmp_path):
         "backbone", "teacher", "updates"
     }  # fmt: skip
     assert state["objective.updates"] == 4
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1000, 200), (49_999, 9_999), (50_000, 10_000), (300_000, 10_000)])
+def test_the_papers_warm_up(colour, steps, expected):
+    """10,000 steps (table 3), or a fifth of a shorter run; and the rate of JFT falls to 1e-5, whatever it was."""
+    run, count = planned(colour, "paper-jft", model="ViT-L/16"), 32
+    longer = replace(run, training=replace(run.training, batch_size=16, epochs=steps / 2))
+    assert longer.training.steps(count) == steps and warm_up(longer, open_source(str(colour))) == expected
+    assert run.schedule.end * run.optimizer.lr == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(("dim", "precision"), [(191, "float32"), (192, "bfloat16")])
+def test_wide_models_take_bfloat16_where_the_processor_multiplies_it(monkeypatch, dim, precision):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("vitrail.training.precision._cpu_multiplies_bfloat16", lambda: True)
+    assert best_precision(dim) == precision
+    monkeypatch.setattr("vitrail.training.precision._cpu_multiplies_bfloat16", lambda: False)
+    assert best_precision(dim) == "float32"

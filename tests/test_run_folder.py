@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import shutil
 import subprocess
 from collections import Counter
 
@@ -25,6 +27,7 @@ from vitrail.nearest import nearest
 from vitrail.preprocessing import Preprocessing
 from vitrail.recipes.asked import Asked, plan_run
 from vitrail.recipes.beginning import default_folder
+from vitrail.training.folder import refuse_foreign, remove_run
 
 
 def table(path):
@@ -299,3 +302,16 @@ def test_a_run_is_found_again_under_its_default_name(pictures, tmp_path, monkeyp
     source, other = plan_run(str(pictures), Asked(settings=tiny.SETTINGS | {"training.seed": "5"}))
     assert default_folder(source, other) != older
     assert open_source(str(pictures)).fingerprint == source.fingerprint
+
+
+def test_a_run_that_is_being_removed_is_a_run_until_its_end(run, tmp_path, monkeypatch):
+    """Killed at any point, what is left can be begun again: config.json goes after what was made, before the beginning."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    left = []
+    for name in ("unlink", "rmdir"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *a, real=real, **k: (real(*a, **k), refuse_foreign(folder), left.append(1))
+        )
+    remove_run(folder)
+    assert len(left) > 10 and not [path for path in folder.iterdir() if path.name != ".lock"]

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import nn
 
 import tiny
@@ -28,7 +27,6 @@ from vitrail.evaluation.accuracy import Accuracy, Outcome
 from vitrail.objectives.supervised import Step, Supervised, SupervisedObjective
 from vitrail.preprocessing import Preprocessing
 from vitrail.training import loop
-from vitrail.training.gradient import accumulated
 from vitrail.training.loop import Parts, Trainer, Training
 from vitrail.training.optimizer import SGD
 from vitrail.training.progress import Progress
@@ -305,37 +303,6 @@ def test_pictures_that_vanished_are_counted_on_by_a_run_that_goes_on(pictures, t
             tiny.tiny(pictures, tmp_path / "run")
     tiny.tiny(pictures, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "checkpoints" / "step-12" / "training.json").read_text())["skipped"] == 1
-
-
-def test_a_mixed_image_has_no_margin(pictures, tmp_path):
-    tiny.tiny(pictures, tmp_path / "run", augmentation__mixup='{"alpha": 0.3}')
-    saved = load_file(tmp_path / "run" / "checkpoints" / "step-12" / "training.safetensors")
-    assert not saved["margins.counts"].any() and not saved["margins.sums"].any()
-
-
-@pytest.mark.parametrize("size", [1, 2, 5])
-@pytest.mark.parametrize("weights", [[1, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
-def test_accumulated_parts_give_means_over_what_could_be_read(size, weights):
-    """Loss, gradient and metrics of the readable ones, by hand in float64; where there is none, nothing and no NaN."""
-    random = np.random.default_rng(1)
-    images, slope = random.integers(0, 256, (5, 3, 1, 1)), random.normal(size=(3, 3))
-    labels = np.eye(3)[random.integers(0, 3, 5)]
-    batch = Batch(
-        (torch.from_numpy(images.astype(np.uint8)),), torch.from_numpy(labels).float(), tuple("abcde"),
-        torch.tensor(weights).float(),
-    )  # fmt: skip
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 3, bias=False))
-    model[1].weight.data = torch.from_numpy(slope).float()
-    objective = SupervisedObjective(Supervised(), model, Preprocessing((1, 1), 3))
-    sums = accumulated(objective, batch, size, torch.autocast("cpu", enabled=False))
-    inputs, read = images[:, :, 0, 0] / 127.5 - 1, np.array(weights, bool)
-    powers = np.exp(inputs @ slope.T)
-    shares = powers / powers.sum(axis=1, keepdims=True)
-    count = max(1, read.sum())
-    assert sums.loss.item() == pytest.approx(-np.log((shares * labels).sum(axis=1))[read].sum() / count, rel=1e-5)
-    assert sums.metrics["top1"].item() == pytest.approx((shares.argmax(1) == labels.argmax(1))[read].sum() / count)
-    np.testing.assert_allclose(model[1].weight.grad, (shares - labels)[read].T @ inputs[read] / count, atol=1e-6)
-    assert torch.cat(sums.margins).shape == (5,)
 
 
 def test_too_many_vanished_pictures_stop_the_run(tmp_path, monkeypatch):

@@ -144,3 +144,19 @@ def test_a_run_from_weights_saves_merged_ones_and_goes_on_bit_for_bit(pictures, 
 
 def test_every_tuning_leaves_something_to_learn():
     assert all(learning(kind()) for kind in TUNINGS.values())
+
+
+def test_lora_begins_by_its_seed_alone():
+    """Whatever luck was drawn before, and without a draw from it."""
+    found = []
+    for before in (1, 2):
+        model = vit()
+        torch.manual_seed(before)
+        LoRA().prepare(model, 5)
+        found.append(
+            [p.clone() for name, p in model.named_parameters() if "parametrizations" in name and p.requires_grad]
+        )
+        left = torch.rand(1)
+        torch.manual_seed(before)
+        assert torch.equal(left, torch.rand(1))
+    assert found[0] and all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -172,3 +172,9 @@ def test_the_loop_books_every_image_under_its_own_name(pictures, tmp_path, monke
     assert tensors["margins.counts"].tolist() == [len(seen[name]) for name in names]
     np.testing.assert_allclose(tensors["margins.sums"].numpy(), [sum(seen[name]) for name in names], atol=1e-5)
     assert np.std([sum(values) for values in seen.values()]) > 1e-2
+
+
+def test_a_mixed_image_has_no_margin(pictures, tmp_path):
+    tiny.tiny(pictures, tmp_path / "run", augmentation__mixup='{"alpha": 0.3}')
+    saved = load_file(tmp_path / "run" / "checkpoints" / "step-12" / "training.safetensors")
+    assert not saved["margins.counts"].any() and not saved["margins.sums"].any()

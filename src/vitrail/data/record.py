@@ -31,11 +31,7 @@ class Record:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.splits = {
-            name: split
-            for name, split in source.splits.items()
-            if name == "train" or split is not source.splits.get("val") or name == "val"
-        }
+        self.splits = source.own_splits
         counts = [len(split) for split in self.splits.values()]
         total = sum(counts)
         self.starts = dict(zip(self.splits, np.cumsum([0, *counts]).tolist(), strict=False))

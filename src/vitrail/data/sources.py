@@ -105,6 +105,12 @@ class Source:
             )
         return self.splits[name]
 
+    @property
+    def own_splits(self) -> dict[str, Dataset]:
+        """The splits, without a test split that is the same as val."""
+        val = self.splits.get("val")
+        return {name: split for name, split in self.splits.items() if name != "test" or split is not val}
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Images per split and class."""
         return {

@@ -67,9 +67,7 @@ def checked_pictures(source: Source, run: Run, examiner: Examiner | None = None)
     Args:
         examiner: is shown every picture as it is decoded, and may look at it again.
     """
-    own = {
-        name: split for name, split in source.splits.items() if name != "test" or split is not source.splits.get("val")
-    }
+    own = source.own_splits
     checked = {
         name: Pictures(split, run.preprocessing).check(reading_threads(), examiner.watching(name) if examiner else None)
         for name, split in own.items()

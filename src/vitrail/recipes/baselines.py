@@ -21,8 +21,6 @@ from vitrail.objectives.supervised import Supervised
 from vitrail.recipes.look import look
 from vitrail.recipes.paper import (
     epochs_of,
-    flips,
-    mirrored,
     paper_imagenet,
     paper_jft,
     portion,
@@ -83,7 +81,7 @@ def bit_hyperrule(source: Source, weights: str, image_size: tuple[int, int] | No
         model=config,
         preprocessing=resized_preprocessing(checkpoint, size),
         augmentation=Augmentation(
-            (RandomCrop(128 / 160 if small else 384 / 448), *flips(seen)), None if steps == 500 else Mixup(0.1)
+            (RandomCrop(128 / 160 if small else 384 / 448), *seen.flips), None if steps == 500 else Mixup(0.1)
         ),
         objective=Supervised("sigmoid" if source.multi_label else "softmax"),
         optimizer=SGD(lr=0.003),
@@ -93,7 +91,7 @@ def bit_hyperrule(source: Source, weights: str, image_size: tuple[int, int] | No
             precision=best_precision(config.dim),
         ),
         weights=weights,
-        why=(f"HyperRule: {steps:,} steps for {seen.count:,} images of {seen.side} px (median)", mirrored(seen)),
+        why=(f"HyperRule: {steps:,} steps for {seen.count:,} images of {seen.side} px (median)", seen.mirror_words),
     )  # fmt: skip
 
 

@@ -115,9 +115,7 @@ def data_facts(source: Source, pictures: Mapping[str, Pictures], examiner: Exami
 
 def split_table(source: Source) -> str:
     rows = []
-    for name, dataset in source.splits.items():
-        if name == "test" and dataset is source.splits.get("val"):
-            continue
+    for name, dataset in source.own_splits.items():
         for identity, target in zip(dataset.ids, dataset.targets, strict=True):
             rows.append((identity, ";".join(source.classes[index] for index in target.nonzero()[0]), name))
     return csv_text(rows)

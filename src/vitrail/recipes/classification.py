@@ -44,11 +44,6 @@ def from_scratch(source: Source, model: str | None = None, image_size: tuple[int
         _small_model(source, seen, image_size) if model is None else _named(source, seen, model, image_size)
     )
     optimizer, optimizer_why = _optimizer(config)
-    flips = (Flip(),) if seen.mirror_is_safe else ()
-    mirror = (
-        f"mirror {'on' if flips else 'off'}: nearest neighbours know {seen.upright:.0%} of the pictures upright, "
-        f"{seen.mirrored:.0%} mirrored"
-    )
     crops: tuple[Transform, ...] = (Shift(),) if config.image_size[0] <= 32 else (RandomResizedCrop(),)
     examples = EXAMPLES if max(config.image_size) <= 32 else EXAMPLES * 3 // 4  # larger images cost more and teach more
     epochs = float(min(300, max(10, round(examples / seen.count))))
@@ -57,14 +52,14 @@ def from_scratch(source: Source, model: str | None = None, image_size: tuple[int
         data=Data(source.name),
         model=config,
         preprocessing=_preprocessing(seen, config.image_size),
-        augmentation=Augmentation((*crops, *flips)),
+        augmentation=Augmentation((*crops, *seen.flips)),
         objective=_objective(source),
         optimizer=optimizer,
         training=Training(epochs=epochs, precision=best_precision(config.dim)),
         why=(
             size_why,
             optimizer_why,
-            mirror,
+            seen.mirror_words,
             f"{epochs:.0f} epochs: about {examples:,} examples, between 10 and 300 epochs",
         ),
     )
@@ -143,14 +138,13 @@ def fine_tune(source: Source, weights: str, image_size: tuple[int, int] | None =
     head = checkpoint.config.head.adapted(len(source.classes), bool(known))
     config = replace(checkpoint.config, image_size=size, head=head)  # type: ignore[type-var]  # always a dataclass
     seen = look(source.split("train"))
-    flips = (Flip(),) if seen.mirror_is_safe else ()
     optimizer, tuning, learns = _transfer(config)
     return Run(
         recipe="fine-tune",
         data=Data(source.name),
         model=config,
         preprocessing=replace(checkpoint.preprocessing, image_size=size),
-        augmentation=Augmentation((RandomResizedCrop(min_area=0.25), *flips)),
+        augmentation=Augmentation((RandomResizedCrop(min_area=0.25), *seen.flips)),
         objective=_objective(source),
         optimizer=optimizer,
         tuning=tuning,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vitrail.cores import reading_threads
 from vitrail.data.sources import Dataset
+from vitrail.data.transforms import Flip
 from vitrail.errors import DataError
 from vitrail.images import Picture, resized
 
@@ -41,6 +42,17 @@ class Look:
     @property
     def mirror_is_safe(self) -> bool:
         return self.mirrored >= 0.95 * self.upright
+
+    @property
+    def flips(self) -> tuple[Flip, ...]:
+        """The mirror, where it does not turn one class into another."""
+        return (Flip(),) if self.mirror_is_safe else ()
+
+    @property
+    def mirror_words(self) -> str:
+        """Why there is a mirror, or none."""
+        known = f"nearest neighbours know {self.upright:.0%} of the pictures upright, {self.mirrored:.0%} mirrored"
+        return f"mirror {'on' if self.mirror_is_safe else 'off'}: {known}"
 
 
 def look(dataset: Dataset) -> Look:

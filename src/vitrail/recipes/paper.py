@@ -12,7 +12,7 @@ from typing import Any
 from vitrail.checkpoints.checkpoint import Checkpoint
 from vitrail.checkpoints.loading import read
 from vitrail.data.sources import Source
-from vitrail.data.transforms import Flip, RandomResizedCrop
+from vitrail.data.transforms import RandomResizedCrop
 from vitrail.model.backbone import BackboneConfig
 from vitrail.model.block import Block
 from vitrail.model.heads import Head, LinearHead, TanhHead
@@ -20,7 +20,7 @@ from vitrail.model.sizes import backbone, cost
 from vitrail.model.vit import ViTConfig
 from vitrail.objectives.supervised import Supervised
 from vitrail.preprocessing import Preprocessing
-from vitrail.recipes.look import Look, look
+from vitrail.recipes.look import look
 from vitrail.recipes.run import Augmentation, Data, Run
 from vitrail.training.loop import Training
 from vitrail.training.optimizer import SGD, AdamW
@@ -99,7 +99,7 @@ def paper_fine_tuning(source: Source, weights: str, image_size: tuple[int, int] 
         data=Data(source.name),
         model=config,
         preprocessing=resized_preprocessing(checkpoint, size),
-        augmentation=Augmentation((INCEPTION_CROP, *flips(seen))),
+        augmentation=Augmentation((INCEPTION_CROP, *seen.flips)),
         objective=Supervised("sigmoid" if source.multi_label else "softmax"),
         optimizer=SGD(lr=0.03, buffer="bfloat16"),
         schedule=Cosine(warmup=100 if steps == 500 else 500),
@@ -111,7 +111,7 @@ def paper_fine_tuning(source: Source, weights: str, image_size: tuple[int, int] 
         why=(
             f"{steps:,} steps, as the paper has for about {seen.count:,} images",
             f"{size[0]}x{size[1]} px: {'as asked' if image_size else 'higher than in pre-training'}; new head of zeros",
-            mirrored(seen),
+            seen.mirror_words,
         ),
     )  # fmt: skip
 
@@ -147,17 +147,6 @@ def warm_up(run: Run, source: Source) -> float:
     return float(10_000 if steps >= 50_000 else steps // 5)
 
 
-def flips(seen: Look) -> tuple[Flip, ...]:
-    """The mirror, where it does not turn one class into another."""
-    return (Flip(),) if seen.mirror_is_safe else ()
-
-
-def mirrored(seen: Look) -> str:
-    """Why there is a mirror, or none."""
-    known = f"nearest neighbours know {seen.upright:.0%} of the pictures upright, {seen.mirrored:.0%} mirrored"
-    return f"mirror {'on' if seen.mirror_is_safe else 'off'}: {known}"
-
-
 def with_head(config: BackboneConfig[Any], head: Head) -> Any:
     """The same model with another head."""
     return replace(config, head=head)  # type: ignore[type-var]  # every configuration is a dataclass
@@ -179,14 +168,14 @@ def _pre_training(
         data=Data(source.name),
         model=config,
         preprocessing=Preprocessing(size, seen.channels, mean=(0.5,) * seen.channels, std=(0.5,) * seen.channels),
-        augmentation=Augmentation((INCEPTION_CROP, *flips(seen))),
+        augmentation=Augmentation((INCEPTION_CROP, *seen.flips)),
         objective=Supervised("sigmoid" if source.multi_label else "softmax"),
         optimizer=optimizer,
         training=Training(
             epochs=float(epochs), batch_size=4096, micro_batch=portion(config, 4096), clip=None,
             precision=best_precision(config.dim),
         ),
-        why=("table 3; the warm-up is 10,000 steps, or a fifth of a run below 50,000", mirrored(seen)),
+        why=("table 3; the warm-up is 10,000 steps, or a fifth of a run below 50,000", seen.mirror_words),
     )  # fmt: skip
 
 

@@ -103,9 +103,8 @@ def sweep(trainer: Trainer, low: float, high: float, groups: Callable[[float], S
     lowest, diverges, count = math.inf, None, FEWEST
     mine = [group for optimizer in trainer.parts.optimizers for group in optimizer.param_groups]
     while len(points) < count and time.perf_counter() - begun < PATIENCE:
-        rate = low * (high / low) ** (
-            max(0, len(points) - 1) / (count - 2)
-        )  # the first two are alike: one loads, one is timed
+        # The first two are alike: one loads, one is timed.
+        rate = low * (high / low) ** (max(0, len(points) - 1) / (count - 2))
         for group, wanted in zip(mine, groups(rate), strict=True):
             group.update({name: value for name, value in wanted.items() if name != "params"})
         start = time.perf_counter()

@@ -28,7 +28,7 @@ from vitrail.recipes.judge import TRAIN_SAMPLE
 from vitrail.recipes.room import STATES, in_memory
 from vitrail.recipes.run import Run
 from vitrail.recipes.show import Shown, gallery
-from vitrail.recipes.survey import Sample, Survey, Watch, own_splits
+from vitrail.recipes.survey import Sample, Survey, Watch
 from vitrail.report.page import run_page
 from vitrail.report.plots import drawn
 from vitrail.report.story import Story
@@ -143,7 +143,7 @@ class Rehearsal:
     @property
     def counts(self) -> dict[str, int]:
         """Pictures of each split; of val alone where it stands for test too."""
-        return {name: len(split) for name, split in own_splits(self.source).items()}
+        return {name: len(split) for name, split in self.source.own_splits.items()}
 
     def _add(self, name: str, seconds: float, peak: int) -> None:
         self.parts.append(Part(name, seconds, peak + self.missing))

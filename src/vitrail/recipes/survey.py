@@ -23,13 +23,6 @@ CONVERTING = 20  # bytes for each pixel of the strip that is being converted
 OVERHEAD = 30_000  # pixels that could be decoded in the time that opening a file takes
 
 
-def own_splits(source: Source) -> dict[str, Dataset]:
-    """The splits, without a test split that is the same as val."""
-    return {
-        name: split for name, split in source.splits.items() if name != "test" or split is not source.splits.get("val")
-    }
-
-
 @dataclass(frozen=True)
 class Sample:
     """Some pictures.
@@ -45,7 +38,7 @@ class Sample:
     @classmethod
     def of(cls, source: Source, count: int) -> Sample:
         """About `count`, spread evenly over every split; at least one of each."""
-        own = own_splits(source)
+        own = source.own_splits
         share = min(1.0, count / sum(map(len, own.values())))
         chosen = {
             name: np.unique(np.linspace(0, len(split) - 1, max(1, round(len(split) * share))).astype(np.int64))
@@ -79,7 +72,7 @@ class Survey:
     @classmethod
     def of(cls, source: Source, seconds: float = SECONDS) -> Survey:
         """Reads headers, of every n-th file where there are too many for the time."""
-        splits = own_splits(source)
+        splits = source.own_splits
         total = sum(map(len, splits.values()))
         return cls({name: _sizes(split, seconds * len(split) / total) for name, split in splits.items()})
 

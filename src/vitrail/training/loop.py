@@ -261,7 +261,7 @@ class Trainer:
         }  # fmt: skip
         new = state.State(self.step, self.best_step, tensors, facts)
         self.saved = state.save(self.folder / "checkpoints", new, self.parts.write_model)
-        self.progress.saved(self.step, self.total)
+        self.progress.saved()
         return time.monotonic()
 
     def _resume(self) -> None:
@@ -285,7 +285,7 @@ class Trainer:
         self.best = -math.inf if found.facts["best"] is None else found.facts["best"]
         self.best_step, self.saved = found.best_step, checkpoints / f"step-{found.step}"
         state.point(checkpoints, found)  # a kill may have come between a state and its pointers
-        self.progress.resumed(self.step, self.total)
+        self.progress.resumed(self.step)
 
     def _save_first(self, batch: Batch) -> None:
         save_sheet(batch, self.folder / "samples" / "train_batch.png")

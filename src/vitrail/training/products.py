@@ -28,9 +28,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from vitrail.training.precision import processor
 
 SCORES = 2**20  # of attention at a time: 2 MiB, which stay in the cache
-KEPT = (
-    256  # keys: up to here the weights of attention are kept for the gradient: 2 heads tokens² bytes an image and layer
-)
+# Keys up to which the weights of attention are kept for the gradient: 2 heads tokens² bytes an image and layer.
+KEPT = 256
 
 
 def quick_products(device: str) -> AbstractContextManager[Any]:

@@ -112,12 +112,12 @@ class Progress:
             f"epoch {step * self.batch_size / self.count:6.1f}  {shown}  loss {self.latest.get('train/loss', 0):.3f}"
         )
 
-    def saved(self, step: int, total: int) -> None:
+    def saved(self) -> None:
         self._status("running")
 
-    def resumed(self, step: int, total: int) -> None:
+    def resumed(self, step: int) -> None:
         self.step = self.first = step
-        self._say(f"going on from step {step} of {total}")
+        self._say(f"going on from step {step} of {self.total}")
 
     def note(self, text: str) -> None:
         self._say(text)
