@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import tiny
-from vitrail.configuration import assignments
+from vitrail.configuration import assignments, flat
 from vitrail.data.sources import open_source
 from vitrail.data.tables import RUN_FILES
 from vitrail.data.transforms import Flip
@@ -42,7 +42,58 @@ def test_what_wraps_an_objective_keeps_the_recipes_loss(pictures, several, wrapp
     smoothed = planned(pictures, objective__objective__label_smoothing="0.2", objective=wrapper)  # in any order
     assert smoothed.objective.objective.label_smoothing == 0.2
     twice = planned(pictures, objective=wrapper, objective__objective="averaged").objective
-    assert twice.objective.objective.label_smoothing == 0  # named alone, further inside: its own defaults
+    assert twice.objective.objective == plain
+
+
+@pytest.mark.parametrize(
+    "wraps",
+    [{"objective": "averaged"}, {"objective": "distillation", "objective__teacher": "t"},
+     {"objective": "sharpness-aware", "objective__objective": "distillation", "objective__teacher": "t"}],
+)  # fmt: skip
+def test_what_a_wrapper_lacks_is_set_inside(pictures, wraps):
+    run = planned(pictures, **wraps, objective__label_smoothing="0.3", objective__class_weights="balanced")
+    key = run.spelled("objective.label_smoothing")
+    assert flat(run.to_json())[key] == 0.3 and key.count(".") == 1 + len(
+        [name for name in wraps if "teacher" not in name]
+    )
+    assert len(flat(run.to_json())[run.spelled("objective.class_weights")]) == 2
+    deep = planned(pictures, optimizer="layer-decay", optimizer__weight_decay="0.2", optimizer__lr="0.5").optimizer
+    assert (deep.optimizer.weight_decay, deep.optimizer.lr) == (0.2, 0.5)
+
+
+def test_a_loss_that_becomes_sigmoid_is_not_smoothed(pictures):
+    assert planned(pictures).objective.label_smoothing > 0
+    assert planned(pictures, objective__loss="sigmoid").objective.label_smoothing == 0
+    assert planned(pictures, objective="averaged", objective__loss="sigmoid").objective.objective.label_smoothing == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "gone", "stays"),
+    [
+        (None, {"optimizer": "lion"}, "Muon for", "mirror"),
+        (None, {"training__epochs": "3"}, " epochs: about", "Muon for"),
+        ("fashion-mnist", {"training__batch_size": "64"}, "batch 128", None),
+        ("fine-tune", {"tuning": "everything", "optimizer": "sgd"}, "LoRA", "the head is kept"),
+        ("fine-tune", {"keep_classes": "false"}, "the head is kept", "LoRA"),
+        ("paper-fine-tuning", {"training__epochs": "2"}, "500 steps", "new head of zeros"),
+        ("better-baseline", {"augmentation": "none"}, "RandAugment", "batch 1,024"),
+    ],
+)
+def test_a_reason_ends_with_the_choice_that_it_explains(pictures, run, recipe, settings, gone, stays):
+    weights = run if recipe and "fine" in recipe else None
+    before, after = (planned(pictures, recipe, weights, **more).why for more in ({}, settings))
+    assert gone in "; ".join(before) and gone not in "; ".join(after)
+    assert stays is None or stays in "; ".join(after)
+
+
+def test_a_batch_is_not_in_parts_larger_than_it(pictures):
+    assert planned(pictures, "better-baseline", training__batch_size="8").training.micro_batch is None
+
+
+def test_a_path_is_the_same_however_it_is_written(pictures, run, monkeypatch):
+    monkeypatch.chdir(pictures.parent)
+    runs = [plan_run(name, Asked(weights=f"{run}/"))[1] for name in (pictures.name, f"./{pictures.name}/")]
+    assert runs[0] == runs[1] and runs[0].weights == str(run)
 
 
 def test_distillation_keeps_the_smoothing_too_and_can_be_read_again(pictures):
@@ -91,6 +142,9 @@ def test_a_level_of_augmentation_mirrors_only_where_the_pictures_bear_it(picture
         ({"time_limit": "30"}, "--time-limit"), ({"why": "[]"}, "reasons"),
         ({"optimizer": '{"type":"sgd","lr":0}'}, "a positive number"), ({"optimizer__adam_lr": "0"}, "a positive number"),
         ({"optimizer": "layer-decay", "optimizer__optimizer__lr": "0"}, "a positive number"),
+        ({"model__head": "features"}, "knows no classes"), ({"model__head": "two-linear"}, "model.pool=distilled-token"),
+        ({"objective__loss": "sigmoid", "objective__label_smoothing": "0.1"}, "is not smoothed"),
+        ({"objective__class_weights": "[0, 0]"}, "not all of them zero"),
         ({"tuning": "frozen"}, "--set tuning.layers=6"), ({"sampling__times": "2"}, "--set sampling=repeated"),
     ],
 )  # fmt: skip

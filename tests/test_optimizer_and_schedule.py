@@ -228,6 +228,20 @@ def test_layer_decay_shrinks_the_rate_towards_the_image(inner):
     assert set_factor(optimizers, 0.5) == pytest.approx(rate / 2)  # the log shows the largest
 
 
+@pytest.mark.parametrize("follows", ["rate", "schedule"])
+def test_layer_decay_lets_a_decay_be_that_the_rate_does_not_change(follows):
+    """What a step takes away of each weight: rate * decay, or the decay alone whatever the layer."""
+    model = ViT(config())
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    (optimizer,) = LayerDecay(AdamW(0.01, 0.1, decay_follows=follows), 0.5).build(model)
+    for value in model.parameters():
+        value.grad = torch.zeros_like(value)
+    optimizer.step()
+    for name, scale in (("blocks.0.mlp.expand.weight", 0.25), ("blocks.1.mlp.expand.weight", 0.5)):
+        lost = 1 - (dict(model.named_parameters())[name] / before[name]).detach().numpy()
+        np.testing.assert_allclose(lost, 0.01 * scale * 0.1 if follows == "rate" else 0.1, rtol=1e-2, err_msg=name)
+
+
 def test_layer_decay_needs_layers():
     with pytest.raises(UsageError, match="no encoder blocks"):
         LayerDecay().build(nn.Linear(3, 2))
@@ -245,13 +259,17 @@ def test_the_head_may_decay_otherwise():
 
 @pytest.mark.parametrize("kind", OPTIMIZERS.values())
 def test_what_is_frozen_has_no_owner(kind):
-    """Of a model whose head alone learns, and of one that does not learn at all."""
+    """Of a model whose head and one matrix learn, and of one that does not learn at all."""
     model = ViT(config()).requires_grad_(False)
     with pytest.raises(UsageError, match="all of it is frozen"):
         kind().build(model)
     model.head.requires_grad_(True)
+    if kind is Muon:
+        with pytest.raises(UsageError, match="nothing that learns is a matrix of the encoder's blocks"):
+            kind().build(model)
+    model.blocks[0].mlp.expand.requires_grad_(True)
     owned = {id(p) for optimizer in kind().build(model) for group in optimizer.param_groups for p in group["params"]}
-    assert owned == {id(p) for p in model.head.parameters()}
+    assert owned == {id(p) for part in (model.head, model.blocks[0].mlp.expand) for p in part.parameters()}
 
 
 def test_muon_moves_along_the_orthogonalised_momentum():

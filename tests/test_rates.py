@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import tiny
+from vitrail.commands.rates import rates_text
 from vitrail.data.batches import Batch
 from vitrail.data.order import Order, Shuffled
 from vitrail.objectives.objective import ObjectiveModule, Step
@@ -99,8 +101,8 @@ def test_the_command_writes_nothing_and_suggests_a_rate_that_learns(pictures, tm
     assert "look again at larger ones" in small.out
 
 
-def test_only_what_lr_means_is_swept(pictures, tmp_path, monkeypatch):
-    """Muon's matrices; AdamW, which has a rate of its own beside it, keeps that."""
+def test_all_rates_are_swept_in_proportion(pictures, vitrail_command, monkeypatch):
+    """Muon's and that of AdamW beside it, which would learn in its stead; what is suggested says both."""
     seen, advance = [], Trainer.advance
 
     def looking(self, batch):
@@ -111,5 +113,12 @@ def test_only_what_lr_means_is_swept(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "advance", looking)
     monkeypatch.setattr(rates, "MOST", 40)
     run, curve = rates.rate_curve(str(pictures), rates.Asked(settings=tiny.SETTINGS), rates.Machine("cpu"))
-    assert isinstance(run.optimizer, Muon) and {second for _, second in seen} == {2e-3}
+    assert isinstance(run.optimizer, Muon)
+    assert [second for _, second in seen] == pytest.approx([first / 10 for first, _ in seen])
     assert [first for first, _ in seen][: len(curve.points)] == pytest.approx([point.rate for point in curve.points])
+    shown = rates_text("a model", curve, " --set optimizer.adam_lr=0.1")
+    assert f"begin with  --lr {curve.suggestion:g} --set optimizer.adam_lr=0.1" in shown
+    found = vitrail_command("train", pictures, "--find-lr", *tiny.flags()).out
+    rate, beside = re.search(r"begin with  --lr (\S+) --set optimizer.adam_lr=(\S+)", found).groups()
+    assert float(beside) == pytest.approx(float(rate) / 10, rel=0.05)
+    assert vitrail_command("train", pictures, "--find-lr", "--plan").status == 2

@@ -108,6 +108,8 @@ def test_what_came_after(colour):
     assert isinstance(run.schedule, ReciprocalSquareRoot)
     run = planned(colour, "bit")
     assert facts(run) == (0.48, 1e-4, 4096, 90, None) and run.schedule.milestones == (1 / 3, 2 / 3, 8 / 9)
+    steps = run.training.steps(len(open_source(str(colour)).split("train")))
+    assert run.schedule.warmup == min(5000, steps // 5)  # of the 28,151 steps on ImageNet-1k the paper's 5,000
 
 
 def test_augmentation_by_its_level(colour):

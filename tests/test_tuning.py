@@ -15,7 +15,7 @@ from vitrail.model.tokenizers import LinearPatches
 from vitrail.model.vit import Size, ViT, ViTConfig
 from vitrail.training import loop
 from vitrail.training.loop import Trainer
-from vitrail.training.optimizer import OPTIMIZERS
+from vitrail.training.optimizer import OPTIMIZERS, Muon
 from vitrail.training.tuning import TUNINGS, Everything, Frozen, HeadOnly, LoRA
 
 
@@ -102,7 +102,7 @@ def test_low_rank_learns_little_else():
     assert learns == head + 3 * 3 * 2 * (16 + 16)
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS.values())
+@pytest.mark.parametrize("kind", [kind for kind in OPTIMIZERS.values() if kind is not Muon])  # which refuses these
 @pytest.mark.parametrize("tuning", [HeadOnly(), Frozen(layers=3), LoRA()], ids=lambda tuning: type(tuning).__name__)
 def test_only_what_learns_moves(kind, tuning):
     model = vit()

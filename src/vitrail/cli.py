@@ -122,10 +122,13 @@ def train(
     said = assignments(set_, epochs=("training.epochs", epochs), batch_size=("training.batch_size", batch_size),
                        lr=("optimizer.lr", rate))  # fmt: skip
     settings = {"training.seed": str(seed), **said}
-    several = rates if len(rates) > 1 else ()
-    asked = Asked(recipe, model, weights, parse_size(image_size), settings, several, parse_time(time_limit))
+    asked = Asked(recipe, model, weights, parse_size(image_size), settings, rates[1:] and rates, parse_time(time_limit))
     machine = Machine(device=device, workers=workers, trackers=trackers)
     if find_lr:
+        if plan:
+            raise UsageError(
+                "VT002", "--find-lr and --plan", "one of them: the first trains a little, the second not at all"
+            )
         from vitrail.commands.rates import run_rates
 
         return run_rates(data, asked, machine, json_)

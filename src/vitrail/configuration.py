@@ -38,6 +38,8 @@ def encode(value: Any, axes: Axes) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: encode(getattr(value, field.name), axes) for field in dataclasses.fields(value)}
         name = _axis_name(type(value), axes)
+        if name is None and isinstance(value, tuple(axes)):  # a part that a user wrote: told apart, and not read back
+            name = f"{type(value).__module__}.{type(value).__qualname__}"
         return {"type": name, **fields} if name else fields
     if isinstance(value, (tuple, list)):
         return [encode(item, axes) for item in value]
@@ -93,7 +95,11 @@ def changed(config: Any, assignments: Mapping[str, str], axes: Axes) -> Any:
         kind = _field_type(kind, last, place, axes, key)
         value = text if kind is str else _read_text(text)
         place[last] = _named(kind, value, axes) if kind in axes and isinstance(value, str) else value
-    return decode(type(config), data, axes)
+    hints = typing.get_type_hints(
+        type(config)
+    )  # what is not named stays as it is, also where it could not be read back
+    touched = {key.split(".")[0] for key in assignments}
+    return dataclasses.replace(config, **{name: decode(hints[name], data[name], axes, name) for name in touched})
 
 
 def _named(kind: type, name: str, axes: Axes) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vitrail.recipes.asked import Asked
 from vitrail.recipes.assembly import Machine
-from vitrail.recipes.rates import Curve, rate_curve
+from vitrail.recipes.rates import Curve, other_rate, rate_curve, rate_of
 
 ROWS, WIDEST = 24, 48
 
@@ -16,12 +16,18 @@ def run_rates(data: str, asked: Asked, machine: Machine, as_json: bool) -> int:
     """Tries rates and shows what came of them; nothing is written."""
     run, curve = rate_curve(data, asked, machine)
     found: dict[str, Any] = {"data": data, "recipe": run.recipe, "model": run.model.words, **curve.to_json()}
-    print(json.dumps(found) if as_json else rates_text(found["model"], curve))
+    scale = (curve.suggestion or 0.0) / rate_of(run)
+    beside = "".join(f" --set {key}={rate * scale:.2g}" for key, rate in other_rate(run).items())
+    print(json.dumps(found) if as_json else rates_text(found["model"], curve, beside))
     return 0
 
 
-def rates_text(model: str, curve: Curve) -> str:
-    """The curve as bars, and the verdict."""
+def rates_text(model: str, curve: Curve, beside: str = "") -> str:
+    """The curve as bars, and the verdict.
+
+    Args:
+        beside: what has to be typed with the suggestion, for other rates that grew with it.
+    """
     points = curve.points[:: max(1, -(-len(curve.points) // ROWS))]
     means = [min(point.mean, 2 * curve.points[0].mean) for point in points]
     low, span = min(means, default=0.0), max(1e-9, max(means, default=0.0) - min(means, default=0.0))
@@ -34,7 +40,7 @@ def rates_text(model: str, curve: Curve) -> str:
     end = "never diverged" if curve.diverges_from is None else f"diverged at {curve.diverges_from:.2g}"
     lines.append(f"{moves}, and {end}")
     if curve.suggestion is not None:
-        lines.append(f"begin with  --lr {curve.suggestion:g}")
+        lines.append(f"begin with  --lr {curve.suggestion:g}{beside}")
         near = ",".join(f"{curve.suggestion * factor:.2g}" for factor in (0.3, 1, 3))
         lines.append(f"or try some --lr {near}")
     else:

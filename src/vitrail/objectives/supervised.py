@@ -35,8 +35,10 @@ class Supervised(Objective):
 
     def __post_init__(self) -> None:
         require(0 <= self.label_smoothing < 1, "objective.label_smoothing", self.label_smoothing, "0 to less than 1")
-        require(all(0 <= w < math.inf for w in self.class_weights), "objective.class_weights", self.class_weights,
-                "zero or positive numbers")  # fmt: skip
+        good = all(0 <= w < math.inf for w in self.class_weights) and (
+            any(self.class_weights) or not self.class_weights
+        )
+        require(good, "objective.class_weights", self.class_weights, "zero or positive numbers, not all of them zero")
 
     def build(
         self, backbone: Backbone, preprocessing: Preprocessing, classes: Sequence[str] = ()

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vitrail.data.sources import Source, joined, open_source
 from vitrail.errors import UsageError, nearest
+from vitrail.model.heads import Features, TwoHeads
+from vitrail.model.pools import DistilledToken
+from vitrail.model.vit import ViTConfig
 from vitrail.objectives.supervised import Supervised, balanced_weights
 from vitrail.recipes.catalogue import RECIPES, TRANSFERS
-from vitrail.recipes.run import Grid, Run
+from vitrail.recipes.run import Grid, Reason, Run
 from vitrail.training.tuning import Frozen
 
 MOST_RATES = 16
+CHOOSING = ("recipe", "model", "weights", "image_size", "rates", "time_limit")  # what a run is made of
 # Keys of a run that follow from the rest of a command; and what says it.
 KEPT = {
     "recipe": "--recipe NAME", "data.source": "the data as the first argument", "weights": "--weights FILE",
@@ -25,17 +30,29 @@ KEPT = {
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command says of a run. Everything that is None is chosen by the recipe."""
+    """What a command says of a run. Everything that is None is chosen by the recipe.
+
+    Attributes:
+        settings: keys of the run and their values, as text (`--set`) or as what it says: {"training.epochs": 3}.
+        rates: learning rates to choose from.
+        run: a whole run instead, made by a recipe's function and `dataclasses.replace`; `settings` may change it still.
+    """
 
     recipe: str | None = None
     model: str | None = None
     weights: str | None = None
     image_size: tuple[int, int] | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     rates: tuple[float, ...] = ()
     time_limit: float | None = None
+    run: Run | None = None
 
     def __post_init__(self) -> None:
+        said = {name: value if isinstance(value, str) else json.dumps(value) for name, value in self.settings.items()}
+        object.__setattr__(self, "settings", said)
+        if self.run is not None and (more := [name for name in CHOOSING if getattr(self, name)]):
+            raise UsageError("VT002", f"a run and {more[0]} beside it", "one of them: a run has them all",
+                             f"Asked(run=...), or Asked({more[0]}=...)")  # fmt: skip
         rates = [*self.rates, *_numbers(self.settings.get("optimizer.lr"))]
         if bad := [rate for rate in rates if not 0 < rate < math.inf]:
             raise UsageError("VT002", f"a learning rate of {bad[0]:g}", "a positive number, or several with commas between",
@@ -57,7 +74,8 @@ class Asked:
     @property
     def everything(self) -> bool:
         """Whether val joins train: asked for, or after rates were chosen by it."""
-        return self.settings.get("data.everything", "true" if self.rates else "false") == "true"
+        chosen = bool(self.rates) or (self.run is not None and self.run.data.everything)
+        return str(self.settings.get("data.everything", json.dumps(chosen))) == "true"
 
 
 def _numbers(text: str | None) -> list[float]:
@@ -68,10 +86,12 @@ def _numbers(text: str | None) -> list[float]:
         return []
 
 
-def plan_run(data: str, asked: Asked = Asked()) -> tuple[Source, Run]:
+def plan_run(data: str | os.PathLike[str], asked: Asked = Asked()) -> tuple[Source, Run]:
     """The source and the complete run that a command means; nothing is written."""
+    data = os.fspath(data)
     source = _opened(data, asked)
-    run = _as_asked(_of_recipe(source, asked), source, asked)
+    run = _of_recipe(source, asked) if asked.run is None else asked.run
+    run = _as_asked(replace(run, data=replace(run.data, source=source.name)), source, asked)
     _demand_possible(run, source)
     if run.data.split_seed != 0:
         source = _opened(data, asked, run.data.split_seed)
@@ -92,30 +112,56 @@ def _of_recipe(source: Source, asked: Asked) -> Run:
         )
     if name not in recipes:
         raise UsageError("VT005", f"there is no recipe {name!r}", nearest(name, (*RECIPES, *TRANSFERS)))
-    return recipes[name](source, asked.model if asked.weights is None else asked.weights, asked.image_size)
+    start = asked.model if asked.weights is None else _plain(os.fspath(asked.weights))
+    return recipes[name](source, start, asked.image_size)
 
 
 def _as_asked(run: Run, source: Source, asked: Asked) -> Run:
     """The run with what the command changes, and what follows from that."""
-    epochs, batch = run.training.epochs, run.training.batch_size
+    epochs, batch, typed = run.training.epochs, run.training.batch_size, {*map(run.spelled, asked.settings)}
     if asked.rates:
         run = replace(run, grid=Grid(asked.rates), data=replace(run.data, everything=True))
-    run = replace(run.changed(_weighed(asked.settings, source)), time_limit=asked.time_limit)
+    why = tuple(reason for reason in run.why if not isinstance(reason, Reason) or reason.holds(typed))
+    run = replace(run.changed(_weighed(asked.settings, source)), why=why)
+    if asked.run is None:
+        run = replace(run, time_limit=asked.time_limit)
+    run = _unsmoothed(run, typed)
+    if run.training.batch_size < batch and (run.training.micro_batch or 0) >= run.training.batch_size:
+        run = replace(run, training=replace(run.training, micro_batch=None))
     # A warm-up in steps stays as long a part of the run.
     share = run.training.epochs / epochs * batch / run.training.batch_size
     if share != 1 and not any(name.startswith("schedule") for name in asked.settings):
         run = replace(run, schedule=run.schedule.scaled(share))
-    if run.training.epochs != epochs:  # the recipe's reason is one no longer
-        run = replace(run, why=tuple(reason for reason in run.why if not reason.startswith(f"{epochs:.0f} epochs:")))
     if asked.rates:  # until one is chosen
         run = run.rated(asked.rates[0])
+    if isinstance(run.model.head, Features):
+        raise UsageError(
+            "VT003", "model.head is features, which knows no classes", "linear, tanh or another head of classes"
+        )
     # Another head, for the same classes.
     if "model.head" in asked.settings and "model.head.classes" not in asked.settings:
         run = replace(run, model=replace(run.model, head=replace(run.model.head, classes=len(source.classes))))  # type: ignore[type-var]
     return run
 
 
+def _unsmoothed(run: Run, typed: set[str]) -> Run:
+    """A recipe's label smoothing goes where the loss has become sigmoid, which knows none; what was typed is refused."""
+    labels = _labels_of(run)
+    if labels.loss == "softmax" or not labels.label_smoothing:
+        return run
+    key = run.spelled("objective.label_smoothing")
+    if key in typed:
+        raise UsageError("VT003", f"--set {key}={labels.label_smoothing:g}: the loss is sigmoid, which is not smoothed",
+                         "softmax, for one class an image", "leave it out")  # fmt: skip
+    return run.changed({key: "0.0"})
+
+
 def _demand_possible(run: Run, source: Source) -> None:
+    if isinstance(run.model, ViTConfig) and isinstance(run.model.head, TwoHeads) != isinstance(
+        run.model.pool, DistilledToken
+    ):
+        raise UsageError("VT003", "the head two-linear reads two tokens, and the pool distilled-token gives them", "both or none",
+                         "--set model.pool=distilled-token --set model.head=two-linear")  # fmt: skip
     if run.tuning == Frozen():
         raise UsageError("VT003", "tuning=frozen, and nothing is named that is frozen", "how many of the first blocks, or parts",
                          """--set tuning.layers=6, or --set 'tuning.parts=["tokenizer"]'""")  # fmt: skip
@@ -146,5 +192,10 @@ def _weighed(settings: Mapping[str, str], source: Source) -> dict[str, str]:
 
 
 def _opened(data: str, asked: Asked, seed: int = 0) -> Source:
-    source = open_source(data, seed)
+    source = open_source(_plain(data), seed)
     return joined(source, seed) if asked.everything else source
+
+
+def _plain(path: str) -> str:
+    """The same path without what may stand in it or not: photos/ and ./photos are photos."""
+    return os.path.normpath(path) if os.path.exists(path) else path

@@ -22,7 +22,7 @@ from vitrail.model.vit import Size, ViTConfig
 from vitrail.objectives.supervised import Supervised
 from vitrail.preprocessing import Preprocessing
 from vitrail.recipes.look import Look, look
-from vitrail.recipes.run import Augmentation, Data, Run
+from vitrail.recipes.run import Augmentation, Data, Reason, Run
 from vitrail.training.loop import Training
 from vitrail.training.optimizer import SGD, AdamW, Muon, Optimizer
 from vitrail.training.precision import best_precision
@@ -58,9 +58,9 @@ def from_scratch(source: Source, model: str | None = None, image_size: tuple[int
         training=Training(epochs=epochs, precision=best_precision(config.dim)),
         why=(
             size_why,
-            optimizer_why,
+            Reason(optimizer_why, "optimizer"),
             seen.mirror_words,
-            f"{epochs:.0f} epochs: about {examples:,} examples, between 10 and 300 epochs",
+            Reason(f"{epochs:.0f} epochs: about {examples:,} examples, between 10 and 300 epochs", "training.epochs"),
         ),
     )
 
@@ -96,7 +96,11 @@ def from_scratch_small(source: Source, model: str | None = None, image_size: tup
         recipe="from-scratch-small",
         model=config,
         training=replace(base.training, epochs=epochs, batch_size=128),
-        why=(*base.why[:-1], f"{epochs:.0f} epochs: about {LONG:,} examples, between 20 and 300 epochs; batch 128"),
+        why=(
+            *base.why[:-1],
+            Reason(f"{epochs:.0f} epochs: about {LONG:,} examples, between 20 and 300 epochs", "training.epochs"),
+            Reason("batch 128", "training.batch_size"),
+        ),
     )
 
 
@@ -114,7 +118,14 @@ def fashion_mnist(source: Source, model: str | None = None, image_size: tuple[in
         # Mirrored shoes are shoes still: measured better than not in runs of this length (docs/log.md).
         augmentation=Augmentation((Shift(), Flip())),
         training=replace(base.training, epochs=20.0),
-        why=("patches of 4 px, batch 128, mirror on: measured better at this number of images",),
+        why=(
+            Reason(
+                "patches of 4 px, batch 128, mirror on: measured better at this number of images",
+                "model.tokenizer",
+                "training.batch_size",
+                "augmentation",
+            ),
+        ),
     )
 
 
@@ -158,8 +169,8 @@ def fine_tune(source: Source, weights: str, image_size: tuple[int, int] | None =
         keep_classes=bool(known),
         why=(
             f"weights of {checkpoint.provenance.get('format', weights)}, {size[0]}x{size[1]} px",
-            head_words(checkpoint, source.classes, known),
-            learns,
+            Reason(head_words(checkpoint, source.classes, known), "keep_classes"),
+            Reason(learns, "tuning", "optimizer"),
         ),
     )
 

@@ -13,6 +13,7 @@ from vitrail.data.sources import Dataset
 from vitrail.data.transforms import Flip
 from vitrail.errors import DataError
 from vitrail.images import Picture, resized
+from vitrail.recipes.run import Reason
 
 SAMPLE = 1000
 _SIDE = 16
@@ -49,10 +50,10 @@ class Look:
         return (Flip(),) if self.mirror_is_safe else ()
 
     @property
-    def mirror_words(self) -> str:
+    def mirror_words(self) -> Reason:
         """Why there is a mirror, or none."""
         known = f"nearest neighbours know {self.upright:.0%} of the pictures upright, {self.mirrored:.0%} mirrored"
-        return f"mirror {'on' if self.mirror_is_safe else 'off'}: {known}"
+        return Reason(f"mirror {'on' if self.mirror_is_safe else 'off'}: {known}", "augmentation")
 
 
 def look(dataset: Dataset) -> Look:

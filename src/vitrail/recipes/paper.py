@@ -21,7 +21,7 @@ from vitrail.model.vit import ViTConfig
 from vitrail.objectives.supervised import Supervised
 from vitrail.preprocessing import Preprocessing
 from vitrail.recipes.look import look
-from vitrail.recipes.run import Augmentation, Data, Run
+from vitrail.recipes.run import Augmentation, Data, Reason, Run
 from vitrail.training.loop import Training
 from vitrail.training.optimizer import SGD, AdamW
 from vitrail.training.precision import best_precision
@@ -33,6 +33,7 @@ JFT_RATES = {
     "ViT-": 8e-4, "R50x": 1e-3, "R101x": 8e-4, "R152x": 6e-4, "R200x": 6e-4,
 }  # fmt: skip
 INCEPTION_CROP = RandomResizedCrop(min_area=0.05)
+LENGTH = ("training.epochs", "training.batch_size")  # what the number of steps comes from
 ACTIVATIONS = 2**32  # bytes of a micro-batch's, by count; another number changes only the rounding of the sums
 
 
@@ -51,7 +52,7 @@ def paper_imagenet(source: Source, model: str | None = None, image_size: tuple[i
 def paper_imagenet21k(source: Source, model: str | None = None, image_size: tuple[int, int] | None = None) -> Run:
     """Pre-training on ImageNet-21k: 90 epochs (of L also 30), linear to 1e-5, decay 0.03, dropout 0.1, sigmoid.
 
-    vitrail train FOLDER --recipe paper-imagenet21k --model ViT-L/16
+    vitrail train FOLDER --recipe paper-imagenet21k --model ViT-L/16 [--epochs 30 --set schedule.warmup=10000]
     Cost: 312,000 steps of 4,096 images; the paper's L/16 took 230 TPUv3-core-days (table 2). Published: fine-tuned on
     ImageNet at 384 px, B/16 83.97 %, B/32 81.28 %, L/16 85.15 %, L/32 80.99 % (table 5); L/16 at 512 px 85.30 ± 0.02 %.
     Not run here at full size.
@@ -63,7 +64,7 @@ def paper_imagenet21k(source: Source, model: str | None = None, image_size: tupl
 def paper_jft(source: Source, model: str | None = None, image_size: tuple[int, int] | None = None) -> Run:
     """Pre-training on JFT-300M: 7 epochs (14 of H), linear to 1e-5, decay 0.1, no dropout, sigmoid; a rate of each size.
 
-    vitrail train FOLDER --recipe paper-jft --model ViT-H/14
+    vitrail train FOLDER --recipe paper-jft --model ViT-H/14; --epochs shortens the warm-up too: --set schedule.warmup=10000
     Cost: 518,000 steps of 4,096 images; H/14, 14 epochs, took 2,500 TPUv3-core-days (table 2). Published: fine-tuned on
     ImageNet, B/16 84.15 %, L/16 87.12 %, H/14 88.04 % (table 5). Adam, also for ResNets: R50x1 77.54 %, with SGD
     78.24 %; R152x2 84.97 %, with SGD 84.37 % (table 7); the recipe bit is that SGD. Not run here at full size.
@@ -109,8 +110,9 @@ def paper_fine_tuning(source: Source, weights: str, image_size: tuple[int, int] 
         ),
         weights=weights,
         why=(
-            f"{steps:,} steps, as the paper has for about {seen.count:,} images",
-            f"{size[0]}x{size[1]} px: {'as asked' if image_size else 'higher than in pre-training'}; new head of zeros",
+            Reason(f"{steps:,} steps, as the paper has for about {seen.count:,} images", *LENGTH),
+            f"{size[0]}x{size[1]} px: {'as asked' if image_size else 'higher than in pre-training'}",
+            Reason("new head of zeros", "keep_classes"),
             seen.mirror_words,
         ),
     )  # fmt: skip
@@ -175,7 +177,10 @@ def _pre_training(
             epochs=float(epochs), batch_size=4096, micro_batch=portion(config, 4096), clip=None,
             precision=best_precision(config.dim),
         ),
-        why=("table 3; the warm-up is 10,000 steps, or a fifth of a run below 50,000", seen.mirror_words),
+        why=(
+            Reason("table 3; the warm-up is 10,000 steps, or a fifth of a run below 50,000", "schedule", *LENGTH),
+            seen.mirror_words,
+        ),
     )  # fmt: skip
 
 

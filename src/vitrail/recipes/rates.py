@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitrail.configuration import flat
 from vitrail.cores import reading_threads
 from vitrail.data.batches import Pictures, readable
 from vitrail.errors import VitrailError
@@ -21,6 +22,7 @@ from vitrail.recipes.asked import Asked, plan_run
 from vitrail.recipes.assembly import Machine, trainer_of
 from vitrail.recipes.run import Run
 from vitrail.training.loop import Trainer
+from vitrail.training.optimizer import LayerDecay
 from vitrail.training.schedule import Constant
 
 BELOW, ABOVE = 1e-3, 1e2  # the recipe's own rate times these
@@ -73,13 +75,33 @@ def rate_curve(data: str, asked: Asked, machine: Machine) -> tuple[Run, Curve]:
         pictures = {**pictures, "val": pictures["train"]}  # nothing is evaluated
         trainer = trainer_of(run, source, pictures, machine, Path(nowhere), True, Usage())
         model = _learning(trainer)
-        own = float(trainer.parts.optimizers[0].param_groups[0]["base_lr"])
+        own = rate_of(run)
 
         def groups(rate: float) -> list[dict[str, Any]]:
-            built = run.rated(rate).optimizer.build(model)
+            built = grown(run, rate / own).optimizer.build(model)
             return [group for optimizer in built for group in optimizer.param_groups]
 
         return run, sweep(trainer, own * BELOW, own * ABOVE, groups)
+
+
+def rate_of(run: Run) -> float:
+    """What `--lr` sets, for the head and the last block."""
+    optimizer: Any = run.optimizer
+    while isinstance(optimizer, LayerDecay):
+        optimizer = optimizer.optimizer
+    return float(optimizer.lr)
+
+
+def grown(run: Run, factor: float) -> Run:
+    """With all rates times `factor`: of Muon also the one by which AdamW moves the rest, which would learn in its stead."""
+    rates = {"optimizer.lr": rate_of(run), **other_rate(run)}
+    return run.changed({key: repr(rate * factor) for key, rate in rates.items()})
+
+
+def other_rate(run: Run) -> dict[str, float]:
+    """Muon's rate for what AdamW moves, by its key; nothing of other optimizers."""
+    key = run.spelled("optimizer.adam_lr")
+    return {name: rate for name, rate in flat(run.to_json()).items() if name == key}
 
 
 def _learning(trainer: Trainer) -> Any:

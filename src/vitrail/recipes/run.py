@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -13,11 +13,11 @@ from vitrail.data.mixing import CutMix, EitherMixing, Mixing, Mixup
 from vitrail.data.order import SAMPLINGS, Sampling, Shuffled
 from vitrail.data.transforms import TRANSFORMS, Flip, RandAugment, RandomResizedCrop, Transform
 from vitrail.errors import UsageError
-from vitrail.evaluation.answers import ON_ANSWERS
+from vitrail.evaluation.answers import ON_ANSWERS, OnAnswers
 from vitrail.evaluation.fewshot import FewShot
 from vitrail.evaluation.frozen import Frozen, Watching
 from vitrail.evaluation.neighbours import Neighbours
-from vitrail.evaluation.own_pictures import ON_OWN_PICTURES
+from vitrail.evaluation.own_pictures import ON_OWN_PICTURES, OwnPictures
 from vitrail.evaluation.probes import LinearProbe, LogisticProbe
 from vitrail.model.backbone import BackboneConfig
 from vitrail.model.families import AXES as MODEL_AXES
@@ -29,7 +29,7 @@ from vitrail.objectives.sharpness import SharpnessAware
 from vitrail.objectives.supervised import Supervised
 from vitrail.preprocessing import Preprocessing
 from vitrail.training.loop import Training
-from vitrail.training.optimizer import OPTIMIZERS, LayerDecay, Muon, Optimizer
+from vitrail.training.optimizer import OPTIMIZERS, Muon, Optimizer
 from vitrail.training.schedule import SCHEDULES, Cosine, Schedule
 from vitrail.training.thrift import Thrift
 from vitrail.training.tuning import TUNINGS, Everything, Tuning
@@ -119,6 +119,22 @@ AUGREG: dict[str, Augmentation] = {
 """The levels of "How to train your ViT?" (arXiv 2106.10270): `--set augmentation=medium2`."""
 
 
+class Reason(str):
+    """Why something was chosen, for people; and `of` which keys of the run: where one of them is set by hand, it is void."""
+
+    of: tuple[str, ...]
+
+    def __new__(cls, text: str, *of: str) -> Reason:
+        made = super().__new__(cls, text)
+        made.of = of
+        return made
+
+    def holds(self, typed: Iterable[str]) -> bool:
+        """Whether none of the typed keys is one of these, a part of it or a whole that it is a part of."""
+        pairs = [(f"{key}.", f"{mine}.") for key in typed for mine in self.of]
+        return not any(key.startswith(mine) or mine.startswith(key) for key, mine in pairs)
+
+
 @dataclass(frozen=True)
 class Run:
     """Everything that decides what comes out, apart from the machine.
@@ -133,7 +149,7 @@ class Run:
         keep_classes: what the weights say of classes that they know by name is kept; False for a head of zeros.
         grid: learning rates to choose from; None for the optimizer's own.
         time_limit: seconds that the whole may take; the number of epochs was chosen for it when the run began.
-        why: reasons of the automatic choices, for people.
+        why: reasons of the automatic choices, `Reason`s where a setting can make them void.
     """
 
     recipe: str
@@ -169,6 +185,10 @@ class Run:
                 "(of a ResNet, model.channels)",
             )  # fmt: skip
 
+        kinds = (Frozen, OnAnswers, OwnPictures)
+        if strange := [each for each in self.evaluators if not isinstance(each, kinds)]:
+            raise UsageError("VT003", f"evaluators: {type(strange[0]).__name__} is none that is ever asked",
+                             f"a subclass of {', '.join(kind.__name__ for kind in kinds)}")  # fmt: skip
         if twins := [each for place, each in enumerate(self.evaluators) if each in self.evaluators[:place]]:
             name = configuration.encode(twins[0], AXES)["type"]
             raise UsageError("VT003", f"evaluators: {name} is there twice with the same settings", "each once",
@@ -216,9 +236,20 @@ class Run:
         if assignments.get("optimizer") in OPTIMIZERS and len(assignments) > 1:  # it decides what the other keys mean
             rest = {name: text for name, text in assignments.items() if name != "optimizer"}
             return self.changed({"optimizer": assignments["optimizer"]}).changed(rest)
-        if (kind := assignments.get("objective")) in OBJECTIVES:
-            assignments = {**assignments, "objective": self._around(str(kind))}
-        return configuration.changed(self, {self.spelled(name): text for name, text in assignments.items()}, AXES)
+        present = {
+            "objective": configuration.encode(self.objective, AXES),
+            "optimizer": configuration.encode(self.optimizer, AXES),
+        }
+        kinds = [assignments.get(name, "") for name in ("objective.objective", "objective")]
+        if kinds[1] in OBJECTIVES:
+            if present["objective"]["type"] == kinds[1]:  # it is replaced, not wrapped
+                present["objective"] = present["objective"].get("objective", present["objective"])
+            for kind in (kind for kind in kinds if kind in OBJECTIVES):
+                present["objective"] = _around(kind, present["objective"])
+            rest = {name: text for name, text in assignments.items() if text not in kinds}
+            assignments = {**rest, "objective": json.dumps(present["objective"])}
+        spelled = {_inside(name, present): text for name, text in assignments.items()}
+        return configuration.changed(self, spelled, AXES)
 
     def levelled(self, name: str) -> Augmentation:
         """A level of AugReg, with a mirror only where this run has one, or nothing that says whether it may."""
@@ -227,28 +258,42 @@ class Run:
         flips = [part for part in self.augmentation.transforms if isinstance(part, Flip)]
         return replace(level, transforms=(*kept[:1], *flips, *kept[1:])) if self.augmentation.transforms else level
 
-    def _around(self, kind: str) -> str:
-        """An objective by its name, as JSON: one that wraps another one wraps what this run has, loss and smoothing included."""
-        names = {place.name for place in fields(OBJECTIVES[kind])}  # type: ignore[arg-type]  # dataclasses, all of them
-        present: Any = self.objective
-        if "objective" in names:
-            inner = getattr(present, "objective", present) if type(present) is OBJECTIVES[kind] else present
-            return json.dumps({"type": kind, "objective": configuration.encode(inner, AXES)})
-        if "labels" in names:
-            inner = _nested(present)[-1]
-            return json.dumps({"type": kind, "labels": configuration.encode(getattr(inner, "labels", inner), AXES)})
-        return kind
-
     def rated(self, rate: float) -> Run:
         """With another learning rate."""
         return self.changed({"optimizer.lr": repr(rate)})
 
     def spelled(self, name: str) -> str:
         """The full key of what a user names: `optimizer.lr` is the rate of the innermost optimizer, whatever wraps it."""
-        inner, key = self.optimizer, name
-        while name == "optimizer.lr" and isinstance(inner, LayerDecay):
-            inner, key = inner.optimizer, f"optimizer.{key}"
-        return key
+        parts = {"objective": self.objective, "optimizer": self.optimizer}
+        return _inside(name, {axis: configuration.encode(part, AXES) for axis, part in parts.items()})
+
+
+WRAPPED = ("objective", "labels", "optimizer")  # what is inside of one that wraps another one
+
+
+def _inside(name: str, present: Mapping[str, Any]) -> str:
+    """The full key of what a user names: a part that the outermost lacks is a part of what it wraps."""
+    axis, _, part = name.partition(".")
+    key, place = axis, present.get(axis)
+    while part and isinstance(place, dict) and (kind := {**OBJECTIVES, **OPTIMIZERS}.get(place.get("type", ""))):
+        names = {each.name for each in fields(kind)}  # type: ignore[arg-type]  # dataclasses, all of them
+        if part.split(".")[0] in names:
+            return f"{key}.{part}"
+        inner = next((each for each in WRAPPED if each in names), "")
+        key, place = f"{key}.{inner}", place.get(inner)
+    return name
+
+
+def _around(kind: str, present: Any) -> dict[str, Any]:
+    """An objective by its name, as JSON: one that wraps another one wraps the present one, loss and smoothing included."""
+    names = {place.name for place in fields(OBJECTIVES[kind])}  # type: ignore[arg-type]  # dataclasses, all of them
+    if "objective" in names:
+        return {"type": kind, "objective": present}
+    if "labels" not in names:
+        return {"type": kind}
+    while inner := next((present[name] for name in WRAPPED if name in present), None):
+        present = inner
+    return {"type": kind, "labels": present}
 
 
 def _nested(objective: Objective) -> list[Objective]:

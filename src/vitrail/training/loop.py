@@ -249,7 +249,7 @@ class Trainer:
     def _save(self) -> float:
         self._check_weights()
         score = next(iter(self.facts.values()), -math.inf)
-        if score > self.best or not self.facts:  # where nothing chooses, the last is the best
+        if score >= self.best or not self.facts:  # of equal ones, and where nothing chooses, the last is the best
             self.best, self.best_step = max(self.best, score), self.step
         tensors = {f"objective.{name}": tensor for name, tensor in self.parts.objective.state_dict().items()}
         tensors |= state.optimizer_tensors(self.parts.optimizers) | self.margins.tensors()

@@ -23,7 +23,10 @@ class Optimizer(ABC):
 
     @abstractmethod
     def build(self, model: nn.Module) -> list[torch.optim.Optimizer]:
-        """PyTorch optimizers that together own every parameter that learns once; each group has a `base_lr`."""
+        """PyTorch optimizers that together own every parameter that learns once.
+
+        The schedule multiplies a group's `base_lr`; where it has none, the `lr` that it begins with.
+        """
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,10 @@ class Muon(Optimizer):
         learning = _learning(model)
         mine = [p for name, p in learning if _is_hidden(name, p)]
         rest = [p for name, p in learning if not _is_hidden(name, p)]
-        optimizers: list[torch.optim.Optimizer] = []
-        if mine:
-            optimizers.append(torch.optim.Muon(mine, lr=self.lr, weight_decay=self.weight_decay))
+        if not mine:
+            raise UsageError("VT003", "optimizer is muon, and nothing that learns is a matrix of the encoder's blocks",
+                             "adamw or sgd", "--set optimizer=adamw")  # fmt: skip
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.Muon(mine, lr=self.lr, weight_decay=self.weight_decay)]
         if rest:
             rule = torch.optim.AdamW(rest, lr=self.adam_lr, betas=self.adam_betas, weight_decay=0.0, fused=True)
             optimizers.append(rule)
@@ -171,9 +175,17 @@ class LayerDecay(Optimizer):
             )  # fmt: skip
         scales = {p: self.decay ** (depth + 1 - _layer(name, depth)) for name, p in model.named_parameters()}
         optimizers = self.optimizer.build(model)
+        # PyTorch multiplies the decay by the rate, which is smaller here: a decay that the rate does not change is made up for.
+        apart = getattr(self.optimizer, "decay_follows", "rate") == "schedule"
         for optimizer in optimizers:
             optimizer.param_groups = [
-                {**group, "params": members, "lr": group["lr"] * scale, "base_lr": group["base_lr"] * scale}
+                {
+                    **group,
+                    "params": members,
+                    "lr": group["lr"] * scale,
+                    "base_lr": group.get("base_lr", group["lr"]) * scale,
+                    "weight_decay": group["weight_decay"] / (scale if apart else 1.0),
+                }
                 for group in optimizer.param_groups
                 for scale, members in _divided(group["params"], scales.__getitem__)
             ]
@@ -266,5 +278,5 @@ def set_factor(optimizers: list[torch.optim.Optimizer], factor: float) -> float:
     """Scales every learning rate; returns the first one, for the log."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+            group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
     return optimizers[0].param_groups[0]["lr"]
