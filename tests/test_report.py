@@ -153,6 +153,8 @@ def test_a_train_command_keeps_what_was_typed(tmp_path):
         expected = f"vitrail train trees --set training.clip=2 --epochs 20 --out {tmp_path}/run-2"
         assert train_command(whole, epochs="20") == expected
     assert train_command(story(tmp_path, command="")).startswith("vitrail train trees")
+    named = story(tmp_path, command="vitrail train ./trees/ --recipe trees\n")  # as fashion-mnist, which is both
+    assert train_command(named, "split.csv") == f"vitrail train split.csv --recipe trees --out {tmp_path}/run-2"
 
 
 class Reader(HTMLParser):

@@ -338,7 +338,9 @@ def test_an_evaluator_may_have_no_number(pictures, tmp_path, monkeypatch):
     tiny.tiny(pictures, tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "checkpoints" / "step-12" / "training.json").read_text())
     assert facts["facts"] == {"val/top1": 0.5}
-    assert (tmp_path / "run" / "checkpoints" / "best").read_text() == "step-12\n"  # of equal ones the last has learnt most
+    assert (
+        tmp_path / "run" / "checkpoints" / "best"
+    ).read_text() == "step-12\n"  # of equal ones the last has learnt most
     assert not any("val/loss" in record for record in tiny.records(tmp_path / "run"))
 
 

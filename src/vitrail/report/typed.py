@@ -47,7 +47,8 @@ def train_command(story: Story, data: str | None = None, **flags: object) -> str
     if words[1] == "demo":
         words = ["vitrail", "train", str(story.data.get("source", "fashion-mini")), "--recipe", "demo", *words[2:]]
     if data is not None:
-        words = [data if word == source_of(story) else word for word in words]
+        pairs = zip(words, ["", *words], strict=False)
+        words = [data if _names_data(story, word, before) else word for word, before in pairs]
     if "epochs" in flags:  # two answers to one question
         words = _without(words, "--time-limit")
     for name, value in {**flags, "out": f"{story.folder}-2"}.items():
@@ -60,7 +61,7 @@ def anywhere(story: Story, command: str) -> str:
     here, there = os.path.abspath(story.folder), began_in(story)
 
     def whole(word: str, before: str) -> str:
-        if word == source_of(story) and has_files(story) and there is not None:
+        if _names_data(story, word, before) and has_files(story) and there is not None:
             return os.path.normpath(there / word)
         if word == str(story.folder) or word.startswith((f"{story.folder}/", f"{story.folder}-")):
             return here + word[len(str(story.folder)) :]
@@ -73,6 +74,11 @@ def anywhere(story: Story, command: str) -> str:
         words = _words(part)
         parts.append(shlex.join(map(whole, words, ["", *words])) if words else part)
     return " && ".join(parts)
+
+
+def _names_data(story: Story, word: str, before: str) -> bool:
+    """Whether a typed word is the data, photos/ or ./photos for photos; a recipe may have the same name."""
+    return before != "--recipe" and bool(word) and os.path.normpath(word) == source_of(story)
 
 
 def _words(line: str) -> list[str]:
