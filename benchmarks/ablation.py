@@ -210,12 +210,15 @@ def main() -> None:
         chosen = {name: change for name, change in chosen.items() if name.startswith(wanted)}
     lines = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     pictures = checked_pictures(source, plain)
+    of = {name: str(value) for name, value in vars(arguments).items() if name not in ("out", "seeds", "blocks")}
+    if strange := [line for line in lines if line["of"] != of]:
+        raise SystemExit(f"{arguments.out} holds runs of other arguments, {strange[0]['of']}: name another file")
     for seed in map(int, arguments.seeds.split(",")):
         for name, change in chosen.items():
             if any((line["block"], line["seed"]) == (name, seed) for line in lines):
                 continue
             seeded = replace(plain, training=replace(plain.training, seed=seed))
-            lines.append({"block": name, "seed": seed, **trained(change(seeded), source, pictures)})
+            lines.append({"of": of, "block": name, "seed": seed, **trained(change(seeded), source, pictures)})
             with arguments.out.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
     table(lines)

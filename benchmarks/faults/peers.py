@@ -201,8 +201,8 @@ def disturbed(name: str, out: Path, steps: int, length: float, luck: random.Rand
             continue
         lines = out.with_suffix(".txt").read_text().strip().splitlines()
         failures[lines[-1].split(":")[0] if lines else "no message"] += 1
-        newest = states(out)[-1]  # what a person would do
-        shutil.rmtree(newest) if newest.is_dir() else newest.unlink()
+        for newest in states(out)[-1:]:  # what a person would do
+            shutil.rmtree(newest) if newest.is_dir() else newest.unlink()
     return kills, failures
 
 
