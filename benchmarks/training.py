@@ -7,9 +7,10 @@
     python benchmarks/training.py steps ViT-B/16 --device cuda --batch 128     # and model-FLOPs utilisation; not run so far
 
 Each contender is a process of its own with the same number of threads, which waits while the others take their turn: a
-few steps each, round after round. A step is reading, decoding (Vitrail decodes a picture once and keeps it, as it does for
-users; the others at every step), augmenting (crop and mirror), forward, backward, clip and AdamW; `bare` is Vitrail's step on a batch that is in memory already. The pictures are drawn on the spot from Debian's
-openclipart-png where it is there, and else from noise. Needs timm (--no-deps), transformers and accelerate.
+few steps each, round after round. A step is reading, decoding (Vitrail decodes a picture once and keeps it, as it does
+for its users; the others decode at every step), augmenting (crop and mirror), forward, backward, clip and AdamW; `bare`
+is Vitrail's step on a batch that is in memory already. The pictures are drawn on the spot from Debian's openclipart-png
+where it is there, and else from noise. Needs timm (--no-deps), transformers and accelerate.
 """
 
 from __future__ import annotations
