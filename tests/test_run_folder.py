@@ -180,8 +180,8 @@ def test_the_summary_can_be_counted_again(run, pictures):
 def test_the_best_weights_are_the_ones_that_are_loaded(run):
     scores = {record["step"]: record["val/top1"] for record in tiny.records(run) if "val/top1" in record}
     best = max(scores.values())
-    first = min(step for step, score in scores.items() if score == best)
-    place = run / "checkpoints" / f"step-{first}"
+    last = max(step for step, score in scores.items() if score == best)  # of equal ones, what has learnt most
+    place = run / "checkpoints" / f"step-{last}"
     assert (run / "checkpoints" / "best").read_text() == f"{place.name}\n"
     weights = vitrail.load(place).module.state_dict()
     assert all(torch.equal(values, weights[name]) for name, values in vitrail.load(run).module.state_dict().items())
