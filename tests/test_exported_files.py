@@ -326,11 +326,13 @@ def test_without_bfloat16_float32_is_used_and_said_once(capsys, monkeypatch):
     monkeypatch.setattr(engine_openvino, "_told", False)
     old = SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"])
     new = SimpleNamespace(get_property=lambda device, name: ["FP32", "BF16"])
-    assert engine_openvino._precision(new, "float32", "bfloat16") == "bf16"
-    assert [engine_openvino._precision(old, "float32", "bfloat16") for _ in range(3)] == ["f32"] * 3
+    monkeypatch.setattr(engine_openvino, "_core", new)
+    assert engine_openvino._precision("float32", "bfloat16") == "bf16"
+    assert engine_openvino._precision("bfloat16", "float32") == "f32"
+    assert engine_openvino._precision("float32", "auto") == "f32"
+    monkeypatch.setattr(engine_openvino, "_core", old)
+    assert [engine_openvino._precision("float32", "bfloat16") for _ in range(3)] == ["f32"] * 3
     assert capsys.readouterr().err.count("no bfloat16") == 1
-    assert engine_openvino._precision(new, "bfloat16", "float32") == "f32"
-    assert engine_openvino._precision(new, "float32", "auto") == "f32"
 
 
 @pytest.mark.parametrize("change", [{"threads": -1}, {"streams": 5000}, {"precision": "half"}])

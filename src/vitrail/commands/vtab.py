@@ -92,13 +92,13 @@ class OfTraining(Method):
         if request.place is None:
             raise UsageError("VT002", "fine-tuning writes a run for every task", "--out FOLDER")
         settings = self.settings
-        epochs = epochs_of(settings.steps, settings.batch_size, EXAMPLES)
+        epochs, several = epochs_of(settings.steps, settings.batch_size, EXAMPLES), len(settings.rates) > 1
+        one = {} if several else {"optimizer.lr": settings.rates[0]}
         asked = Asked(
             recipe="paper-fine-tuning", weights=str(request.model),
             image_size=(settings.size, settings.size) if settings.size else request.classifier.preprocessing.image_size,
-            settings={"training.epochs": repr(epochs), "training.batch_size": str(settings.batch_size),
-                      "optimizer.lr": repr(settings.rates[0]), "data.everything": "true"},
-            rates=settings.rates if len(settings.rates) > 1 else (),
+            settings={"training.epochs": epochs, "training.batch_size": settings.batch_size, "data.everything": True, **one},
+            rates=settings.rates if several else (),
         )  # fmt: skip
         found = train(str(task.folder), request.place / task.name, asked).summary
         return {"top1": found["top1"], "top1_interval": list(found["top1_interval"]), "n": found["n"]}
