@@ -1,5 +1,6 @@
 """What a person reads in a terminal: lines that fit it, hints for what was mistyped, the decisive line first."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -127,3 +128,20 @@ def test_a_map_without_a_shape_says_so_at_once(run, pictures, tmp_path, vitrail_
     assert said[1.0][1].startswith("beware      This map is nearly even") and captions[0].startswith("Nearly even")
     assert "nearly even" not in " ".join(said[1.0][3:])  # once
     assert said[500.0][1].startswith("method") and "even:" not in captions[1]
+
+
+def test_a_request_to_stop_that_a_library_swallows_stops_all_the_same(monkeypatch, capsys):
+    """safetensors turned the exception of SIGTERM into a ValueError, once in some 300 stops."""
+    from vitrail import cli, errors
+
+    def swallowing(arguments):
+        with contextlib.suppress(KeyboardInterrupt):
+            errors.request_to_stop(15, None)
+        raise ValueError("could not determine the shape")
+
+    monkeypatch.setattr(errors, "requests", [])
+    monkeypatch.setattr(cli, "requests", errors.requests)
+    assert cli._guarded(swallowing, []) == 130 and "stopped" in capsys.readouterr().err
+    errors.requests.clear()
+    with pytest.raises(ValueError, match="no request"):
+        cli._guarded(lambda arguments: (_ for _ in ()).throw(ValueError("no request")), [])

@@ -6,10 +6,8 @@ Results go to stdout, all else to stderr. Exit status: 0 ok, 1 failed, 2 usage, 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import cyclopts
@@ -51,7 +49,7 @@ from vitrail.commands.models_verbs import convert, models_app
 from vitrail.commands.usage import refuse_flags, refuse_together, usage_error, verbs_of
 from vitrail.configuration import assignments, parse_rates, parse_size, parse_time
 from vitrail.cores import keep_within
-from vitrail.errors import Interrupted, UsageError, VitrailError
+from vitrail.errors import Interrupted, UsageError, VitrailError, note_requests_to_stop, requests
 
 app = cyclopts.App(
     name="vitrail", version=__version__, help_format="markdown", suppress_keyboard_interrupt=False,  # main says it
@@ -358,10 +356,8 @@ def verbs(command: cyclopts.App = app) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `vitrail`: runs a verb and turns errors into a message and an exit status."""
-    with suppress(ValueError):  # not in the main thread, where signals cannot be caught
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop, like Ctrl-C
-    # PyTorch's threads turn in place until all have come, for ever: where another program has a core, a step then takes a
-    # hundred times as long (docs/performance.md). Read when PyTorch is imported; a value of the user's own stays.
+    note_requests_to_stop()
+    # Read when PyTorch is imported: its threads turn in place no longer beside other programs (docs/performance.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     keep_within()
     try:
@@ -395,6 +391,8 @@ def _guarded(call: Callable[[list[str]], int], arguments: list[str]) -> int:
         word = "stopped" if isinstance(error, Interrupted) else "error"
         print(f"{word}[{error.code}] {error}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        if isinstance(error, BrokenPipeError) or (not requests and isinstance(error, Exception)):
+            raise
         print("stopped; nothing after the last saved state is kept", file=sys.stderr)
         return 130

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 
 
@@ -69,6 +71,24 @@ class Interrupted(VitrailError):
     """Stopped by the user or the system; the same command goes on."""
 
     exit_status = 130
+
+
+requests: list[int] = []
+"""Signals that asked this process to stop. A library may turn the exception below into one of its own."""
+
+
+def request_to_stop(number: int, frame: object) -> None:
+    """Notes the request, and stops like Ctrl-C."""
+    requests.append(number)
+    raise KeyboardInterrupt
+
+
+def note_requests_to_stop() -> None:
+    """SIGTERM is a request like Ctrl-C, and both are remembered."""
+    requests.clear()
+    with suppress(ValueError):  # not in the main thread, where signals cannot be caught
+        signal.signal(signal.SIGTERM, request_to_stop)
+        signal.signal(signal.SIGINT, request_to_stop)
 
 
 def nearest(word: str, choices: Iterable[str], count: int = 3) -> str:
